@@ -1,0 +1,48 @@
+# Everything sets itself up in .venv beside the sources; a second call does not install again.
+PYTHON ?= python3
+BIN := .venv/bin
+SHIPPED := weights/scenes-captioner.safetensors
+
+.PHONY: demo test test-slow lint bench weights clean
+
+.venv/installed: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+# torch and torchvision are resolved in one go, so that their releases match
+.venv/installed-test: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .[test]
+	touch $@ .venv/installed
+
+demo: .venv/installed
+	rm -rf runs/demo
+	$(BIN)/python train_p2.py --recipe scenes-demo --out runs/demo
+	$(BIN)/python -m eval.pointing --weights runs/demo/best.safetensors
+	$(BIN)/python viz.py caption --weights runs/demo/best.safetensors --out runs/demo/pictures
+	@echo "weights, history and plot: runs/demo    pictures, word by word: runs/demo/pictures"
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed-test
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed-test
+	$(BIN)/python -m flake8
+	$(BIN)/python -m isort --check-only --diff .
+	$(BIN)/python -m mypy
+
+bench: .venv/installed-test
+	$(BIN)/python -m bench.capture
+	$(BIN)/python -m bench.decoding
+
+# the shipped captioner: the demo's recipe, longer
+weights: .venv/installed
+	rm -rf runs/scenes-captioner
+	$(BIN)/python train_p2.py --recipe scenes-captioner --out runs/scenes-captioner
+	$(BIN)/python -m weights.ship runs/scenes-captioner --name scenes-captioner
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache

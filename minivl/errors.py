@@ -1,0 +1,34 @@
+"""The one error a user's mistake raises."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+
+class InputError(ValueError):
+    """Something the caller gave cannot be used: one line that says what, where, and the way out.
+
+    Programs catch it, print the line and exit with code 2; any other exception is a bug of ours
+    and keeps its traceback.
+
+    Args:
+        message: one line that names the culprit, what was wrong with it and what would be right.
+        source: the file (and entry) or argument at fault; put in front of the message unless the
+            message already names it.
+
+    Attributes:
+        source: as given, or None.
+    """
+
+    def __init__(self, message: str, *, source: str | PathLike[str] | None = None) -> None:
+        self.source = None if source is None else str(source)
+        if self.source is not None and self.source not in message:
+            message = f"{self.source}: {message}"
+        super().__init__(" ".join(message.split()))
+
+
+def some(names: object, limit: int = 8) -> str:
+    """A readable, bounded listing of names for an error line: ``"a, b, c and 12 more"``."""
+    listed = [str(name) for name in names]  # type: ignore[attr-defined]
+    head = ", ".join(listed[:limit])
+    return head if len(listed) <= limit else f"{head} and {len(listed) - limit} more"

@@ -1,0 +1,154 @@
+"""Files: atomic writes, JSON with clear errors, and safetensors with their header.
+
+A file of ours is either the old one or the whole new one, never half of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+
+from .errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside ``path``, moved onto it when the block ends without an exception.
+
+    The parent folder is made. On any exception the temporary file is removed and ``path`` is
+    what it was before.
+
+    Args:
+        path: where the file shall be.
+
+    Yields:
+        The path to write to; it has the suffix of ``path``.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        umask = os.umask(0)  # mkstemp makes files that only their owner reads; ours are ordinary files
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write ``value`` as indented UTF-8 JSON, atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def existing_file(path: str | os.PathLike[str]) -> Path:
+    """``path`` as a Path, if it is a file.
+
+    Raises:
+        InputError: it does not exist, or is a folder.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise InputError("is a folder, a file is needed", source=file)
+    if not file.exists():
+        raise InputError("no such file", source=file)
+    return file
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        InputError: no such file, not UTF-8 text, or not JSON (with line and column).
+    """
+    file = existing_file(path)
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 text ({error.reason} at byte {error.start})", source=file) from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}",
+                         source=file) from None
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor],
+                  header: Mapping[str, str] | None = None) -> None:
+    """Write tensors and a string-to-string header as one safetensors file, atomically.
+
+    Args:
+        path: the file.
+        tensors: name -> tensor, any device; stored contiguous, on the CPU's behalf.
+        header: the ``__metadata__`` of the file.
+    """
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(stored, temporary, metadata=dict(header or {}))
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """All tensors of a safetensors file and its header.
+
+    Returns:
+        ``({name: tensor}, {key: text})``.
+
+    Raises:
+        InputError: no such file, not a safetensors file, or cut short.
+    """
+    file = existing_file(path)
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            header = dict(opened.metadata() or {})
+            return {name: opened.get_tensor(name) for name in opened.keys()}, header
+    except safetensors.SafetensorError as error:
+        raise InputError(f"is not a whole safetensors file ({error})", source=file) from None
+
+
+def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shapes and header of a safetensors file, without reading its tensors.
+
+    Returns:
+        ``({name: shape}, {key: text})``.
+
+    Raises:
+        InputError: as `read_tensors`.
+    """
+    file = existing_file(path)
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            header = dict(opened.metadata() or {})
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}, header
+    except safetensors.SafetensorError as error:
+        raise InputError(f"is not a whole safetensors file ({error})", source=file) from None
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with open(existing_file(path), "rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

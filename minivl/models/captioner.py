@@ -1,0 +1,289 @@
+"""Captioner: a vision encoder, a projection and a caption decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from ..errors import InputError
+from ..images import Photo, Preprocessing, preprocess
+from ..nn.record import AttnRecord, Site, filling
+from ..search import Hypothesis, beam_search
+from ..text.tokenizer import Tokenizer, Word
+from .decoder import CaptionDecoder, DecoderConfig, DecoderState, Memory
+from .vit import ViT, ViTConfig
+
+
+@dataclass(frozen=True)
+class CaptionerConfig:
+    """Encoder and decoder of a captioner.
+
+    Attributes:
+        encoder: the ViT (without a head: num_classes=0).
+        decoder: the caption decoder.
+    """
+
+    encoder: ViTConfig
+    decoder: DecoderConfig
+
+    def __post_init__(self) -> None:
+        if self.encoder.num_classes:
+            raise InputError("the encoder of a captioner has no head: give num_classes=0")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A generated caption.
+
+    Attributes:
+        ids: token ids, from <BOS> to <EOS> (if it was chosen): fit for `Captioner.replay`.
+        text: the caption, or None without a tokenizer.
+        words: its words with their places in ids, or None without a tokenizer. Row t of a replay chose
+            ``ids[t + 1]``, so the looks of a word are rows ``word.start - 1 : word.stop - 1``.
+        logprob: sum of the log-probabilities of ``ids[1:]``.
+        score: what the search ranked by.
+        others: the next best captions, with ``n_best > 1``.
+    """
+
+    ids: tuple[int, ...]
+    text: str | None
+    words: tuple[Word, ...] | None
+    logprob: float
+    score: float
+    others: tuple["Caption", ...] = field(default=(), repr=False)
+
+
+class Captioner(nn.Module):
+    """Images to words.
+
+    Attributes:
+        config: `CaptionerConfig`.
+        tokenizer: ids <-> text; None: captions are ids.
+        preprocessing: how photos become its input; None where unknown.
+        notes: what training wrote down (layer and heads to look at, data, settings); travels in the
+            weight file.
+    """
+
+    def __init__(self, config: CaptionerConfig, *, tokenizer: Tokenizer | None = None,
+                 preprocessing: Preprocessing | None = None, notes: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        if tokenizer is not None and tokenizer.vocab_size != config.decoder.vocab_size:
+            raise InputError(f"the tokenizer has {tokenizer.vocab_size} entries, the decoder "
+                             f"{config.decoder.vocab_size}")
+        for role in ("bos_id", "eos_id", "pad_id"):
+            if tokenizer is not None and getattr(tokenizer, role) != getattr(config.decoder, role):
+                raise InputError(f"{role} is {getattr(tokenizer, role)} in the tokenizer and "
+                                 f"{getattr(config.decoder, role)} in the decoder")
+        self.config = config
+        self.tokenizer = tokenizer
+        self.preprocessing = preprocessing
+        self.notes = dict(notes or {})
+        self.encoder = ViT(config.encoder)
+        self.proj = nn.Linear(config.encoder.width, config.decoder.width)
+        self.decoder = CaptionDecoder(config.decoder)
+
+    @property
+    def attn_sites(self) -> dict[str, tuple[int, int]]:
+        """{site: (layers, heads)} that an AttnRecord can ask for."""
+        decoder = self.config.decoder
+        return {**self.encoder.attn_sites, "self": (decoder.depth, decoder.num_heads),
+                "cross": (decoder.depth, decoder.num_heads)}
+
+    # -- forward -----------------------------------------------------------------------------------------
+
+    def encode(self, images: Tensor, attn: AttnRecord | None = None) -> Memory:
+        """Images (B, C, H, W) to the memory the decoder looks at; a record gets site "encoder"."""
+        return self.memory(self.encoder.encode(images, attn))
+
+    def memory(self, features: Tensor) -> Memory:
+        """Tokens of the encoder (B, N, encoder width), computed now or long ago, to a memory."""
+        encoder = self.config.encoder
+        expected = (encoder.n_tokens, encoder.width)
+        if features.ndim != 3 or tuple(features.shape[1:]) != expected:
+            raise InputError(f"features of shape {tuple(features.shape)}: this captioner's encoder gives "
+                             f"(B, {expected[0]}, {expected[1]})")
+        return Memory(self.proj(features), None, None, encoder.n_prefix, encoder.grid)
+
+    def forward(self, images: Tensor | None, ids: Tensor, *, attn: AttnRecord | None = None,
+                memory: Memory | None = None) -> Tensor:
+        """Teacher-forced logits.
+
+        Args:
+            images: (B, C, H, W), or None where `memory` is given.
+            ids: (B*r, T) token ids beginning with <BOS>; r captions of an image stand side by side.
+            attn: record to fill: "encoder" (B rows), "self" and "cross" (B*r rows).
+            memory: what `encode` gave.
+
+        Returns:
+            (B*r, T, V); row t scores the token that follows ``ids[:, : t + 1]``.
+
+        Raises:
+            InputError: neither or both of images and memory, ids that are too long or do not match them in
+                number, or an impossible record.
+        """
+        if (images is None) == (memory is None):
+            raise InputError("give images or memory, one of the two")
+        if ids.ndim != 2 or ids.shape[1] < 1:
+            raise InputError(f"ids of shape {tuple(ids.shape)}: give (B, T) with at least one column")
+        decoder = self.config.decoder
+        if ids.shape[1] > decoder.max_len:
+            raise InputError(f"{ids.shape[1]} text positions: this decoder has {decoder.max_len} (max_len)")
+        seen = images if memory is None else memory.tokens
+        assert seen is not None
+        if ids.shape[0] % max(len(seen), 1):
+            raise InputError(f"{ids.shape[0]} captions for {len(seen)} images: a whole number for each is needed")
+        sites: dict[str, Site] = {}
+        if images is not None:
+            self.encoder.check(images)
+            sites.update(self.encoder.call_sites)
+        text = Site(decoder.depth, decoder.num_heads, ids.shape[1])
+        sites.update({"self": text, "cross": text})
+        with filling(attn, sites, ids.shape[0], ids.device):
+            if memory is None:
+                assert images is not None
+                memory = self.memory(self.encoder.tokens(images, attn))
+            return self.decoder(ids, memory, attn=attn)
+
+    def replay(self, images: Tensor | None, ids: Tensor | Sequence[Sequence[int]] | Sequence[Caption], *,
+               attn: AttnRecord | None = None, image_mask: Tensor | None = None,
+               memory: Memory | None = None) -> Tensor:
+        """One teacher-forced pass over finished captions: what the search saw, with its attention.
+
+        Args:
+            images: (B, C, H, W), or None with `memory`.
+            ids: captions, their ids, or a padded (B, T) tensor; shorter ones are padded here.
+            attn: record to fill; ``record["cross", l]`` is (B, h, T, N), row t the look that chose
+                ``ids[t + 1]``.
+            image_mask: for encoders that take padded images; a ViT takes none.
+            memory: what `encode` gave.
+
+        Returns:
+            logits (B, T, V).
+
+        Raises:
+            InputError: an image_mask, captions that do not match the images, or an impossible record.
+        """
+        if image_mask is not None:
+            raise InputError("image_mask: the encoder of this captioner takes whole images, without padding")
+        if not isinstance(ids, Tensor):
+            rows = [torch.tensor(row.ids if isinstance(row, Caption) else tuple(row)) for row in ids]
+            if not rows or any(row.ndim != 1 or not row.numel() for row in rows):
+                raise InputError("ids: give at least one caption, each with at least one id")
+            ids = pad_sequence(rows, batch_first=True, padding_value=self.config.decoder.pad_id)
+        seen = images if images is not None else memory.tokens if memory is not None else None
+        if seen is not None:
+            ids = ids.to(seen.device)
+            if ids.ndim == 2 and ids.shape[0] != seen.shape[0]:
+                raise InputError(f"{ids.shape[0]} captions for {seen.shape[0]} images")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.decoder.vocab_size:
+            raise InputError(f"ids from {int(ids.min())} to {int(ids.max())}: the vocabulary has "
+                             f"{self.config.decoder.vocab_size} entries")
+        return self(images, ids, attn=attn, memory=memory)
+
+    # -- decoding ----------------------------------------------------------------------------------------
+
+    def step(self, ids: Tensor, state: DecoderState) -> Tensor:
+        """Next-token logits (B*r, T, V) of T further tokens (B*r, T); `state` comes from `start`."""
+        return self.decoder(ids, state.memory, state=state)
+
+    def start(self, memory: Memory) -> DecoderState:
+        """The state in front of the first token."""
+        return self.decoder.start(memory)
+
+    def decoding(self, memory: Memory) -> "Decoding":
+        """The step protocol that `minivl.search` works on."""
+        return Decoding(self, memory)
+
+    @torch.no_grad()
+    def caption(self, images: Tensor | Memory | Sequence[Photo], *, beams: int = 3, max_len: int = 30,
+                normalise: str = "none", n_best: int = 1, batch_size: int = 64,
+                progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> list[Caption]:
+        """Captions of images by beam search, in eval mode whatever the mode of the model.
+
+        Args:
+            images: (B, C, H, W); or paths or PIL images, preprocessed here; or a memory.
+            beams: 1 = greedy.
+            max_len: most new tokens, <EOS> counted.
+            normalise, n_best: as in `minivl.search.beam_search`.
+            batch_size: images decoded together.
+            progress: wraps the iteration over batches (e.g. tqdm).
+
+        Returns:
+            One `Caption` per image.
+
+        Raises:
+            InputError: max_len beyond the decoder's positions, a photo that does not open, or one photo where
+                a list is needed.
+        """
+        decoder = self.config.decoder
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size} must be at least 1")
+        if not isinstance(images, (Tensor, Memory, Sequence)) or isinstance(images, str):
+            raise InputError(f"images is one {type(images).__name__}: give a list of files or PIL images, or a tensor")
+        if max_len > decoder.max_len:
+            raise InputError(f"max_len={max_len}: this decoder has {decoder.max_len} text positions")
+        count = images.tokens.shape[0] if isinstance(images, Memory) else len(images)
+        captions: list[Caption] = []
+        was_training = self.training
+        self.eval()
+        try:
+            for first in progress(range(0, count, batch_size)):
+                memory = self._memory_of(images, slice(first, first + batch_size))
+                prompt = torch.full((memory.tokens.shape[0], 1), decoder.bos_id, device=memory.tokens.device)
+                found = beam_search(self.decoding(memory), prompt, eos_id=decoder.eos_id, beams=beams,
+                                    max_len=max_len, normalise=normalise, n_best=n_best)
+                captions += [self._caption(hypotheses) for hypotheses in found]
+        finally:
+            self.train(was_training)
+        return captions
+
+    def _memory_of(self, images: Tensor | Memory | Sequence[Photo], part: slice) -> Memory:
+        if isinstance(images, Memory):
+            tokens, pos, mask, n_prefix, grid = images
+            return Memory(tokens[part], None if pos is None else pos[part], None if mask is None else mask[part],
+                          n_prefix, grid)
+        batch = images[part]
+        if not isinstance(batch, Tensor):
+            batch, _ = preprocess(batch, self)
+        return self.encode(batch.to(self.proj.weight.device))
+
+    def _caption(self, hypotheses: Sequence[Hypothesis]) -> Caption:
+        captions = [Caption(found.ids, self.tokenizer and self.tokenizer.decode(found.ids),
+                            self.tokenizer and tuple(self.tokenizer.words(found.ids)), found.logprob, found.score)
+                    for found in hypotheses]
+        best = captions[0]
+        return Caption(best.ids, best.text, best.words, best.logprob, best.score, tuple(captions[1:]))
+
+    def header(self) -> Mapping[str, Any]:
+        """What a weight file must say beside the tensors (JSON-able)."""
+        return {"preprocessing": self.preprocessing and self.preprocessing.to_dict(),
+                "tokenizer": self.tokenizer and self.tokenizer.to_json(), "notes": self.notes or None}
+
+
+class Decoding:
+    """`minivl.search.Steps` over a captioner: caches go in, log-probabilities come out."""
+
+    def __init__(self, captioner: Captioner, memory: Memory) -> None:
+        self._captioner = captioner
+        self._state = captioner.start(memory)
+
+    def prefill(self, ids: Tensor) -> Tensor:
+        """(B, T) -> (B, V)."""
+        return self._captioner.step(ids, self._state)[:, -1].float().log_softmax(-1)
+
+    def step(self, ids: Tensor) -> Tensor:
+        """(B*r,) -> (B*r, V)."""
+        return self.prefill(ids[:, None])
+
+    def reorder(self, rows: Tensor) -> None:
+        """See `Steps.reorder`."""
+        self._state.reorder(rows)
+
+    def select(self, images: Tensor) -> None:
+        """See `Steps.select`."""
+        self._state.select(images)

@@ -1,0 +1,304 @@
+"""Multi-head attention that gives back its weights: one leaf function, one module, one cache.
+
+Letters used for shapes in the whole library:
+
+    B batch    C,H,W image      P patch side      gh,gw patch grid   N visual tokens = prefix + gh*gw
+    T text positions            D model width     h heads            d head width
+    Q,K query / key length in generic attention   V classes or vocabulary
+    beams, refs are written out; (height, width) is the order everywhere.
+
+Masks are boolean and True means *may attend* (`torch.nn.MultiheadAttention` means the opposite).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+Rows = Tensor | str | None  # (k,) or (B, k) query indices, "all", or None for no weights at all
+Heads = Tensor | str | None  # (h',) head indices, "mean", or None / "all" for every head
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False,
+           dropout: float = 0.0, rows: Rows = None, heads: Heads = None,
+           detach: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1), with the asked-for weights beside it.
+
+    The output always comes from the fused kernel, and the weights from the same q and k, unless
+    ``detach=False``: then the output is ``weights @ v`` of the returned weights themselves, so that
+    they lie on the path of the gradient.
+
+    Args:
+        q: (B, h, Q, d) queries.
+        k, v: (B, h, K, d) keys and values.
+        mask: boolean, broadcastable to (B, h, Q, K), True = may attend. A row that may attend
+            nowhere has output and weights 0.
+        causal: query i may attend to the keys up to i + K - Q (the last query sees every key).
+        dropout: probability of dropping a weight; the returned weights are those before dropout.
+        rows: which queries' weights to return: "all", (k,) or (B, k) non-negative indices.
+        heads: which heads' weights: None or "all", (h',) indices, or "mean" over all (h' = 1).
+        detach: whether the weights stand outside the graph of gradients.
+
+    Returns:
+        ``(out (B, h, Q, d), weights (B, h', k, K) float32)``; weights is None when rows is None.
+    """
+    mask = _with_causal(mask, causal, q, k)
+    is_causal = causal and mask is None and q.shape[-2] > 1
+    dead = None
+    if mask is not None:
+        dead = ~mask.any(-1, keepdim=True)  # (..., Q, 1) rows that may attend nowhere
+        mask = mask | dead  # kernels disagree about such rows (nan or 0): let them look, then erase
+    if rows is not None and not detach:
+        return _explicit(q, k, v, mask, dead, is_causal, dropout, rows, heads)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+    if dead is not None:
+        out = out.masked_fill(dead, 0.0)
+    if rows is None:
+        return out, None
+    with torch.no_grad():
+        return out, _rows_of_weights(q, k, mask, dead, is_causal, rows, heads)
+
+
+def _with_causal(mask: Tensor | None, causal: bool, q: Tensor, k: Tensor) -> Tensor | None:
+    """One mask for both, or None where the kernel's own causal flag (or nothing) says the same."""
+    n_queries, n_keys = q.shape[-2], k.shape[-2]
+    if not causal or n_queries == 1 or (mask is None and n_queries == n_keys):
+        return mask
+    lower = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device).tril(n_keys - n_queries)
+    return lower if mask is None else mask & lower
+
+
+def _softmax(q: Tensor, k: Tensor, mask: Tensor | None, dead: Tensor | None) -> Tensor:
+    """The weights (B, h, Q, K) of q on k in float32, whatever precision is cast to around it."""
+    with torch.autocast(q.device.type, enabled=False):
+        scores = (q.float() * q.shape[-1] ** -0.5) @ k.float().mT  # (B, h, Q, K)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        weights = scores.softmax(-1)
+    return weights if dead is None else weights.masked_fill(dead, 0.0)
+
+
+def _rows_of_weights(q: Tensor, k: Tensor, mask: Tensor | None, dead: Tensor | None, is_causal: bool,
+                     rows: Rows, heads: Heads) -> Tensor:
+    """Weights (B, h', k, K) of the chosen rows and heads; no other row is ever computed."""
+    n_queries, n_keys = q.shape[-2], k.shape[-2]
+    if isinstance(heads, Tensor):
+        q, k = q[:, heads], k[:, heads]
+        mask, dead = _pick_heads(mask, heads), _pick_heads(dead, heads)
+    index = torch.arange(n_queries, device=q.device) if isinstance(rows, str) else rows
+    assert index is not None
+    if not isinstance(rows, str):
+        q = _pick_rows(q, index)  # (B, h, k, d)
+        mask = None if mask is None else _pick_rows(mask, index)
+        dead = None if dead is None else _pick_rows(dead, index)
+    if is_causal:
+        seen = torch.arange(n_keys, device=q.device) <= index[..., None]  # (k, K) or (B, k, K)
+        mask = seen if seen.ndim == 2 else seen[:, None]
+    weights = _softmax(q, k, mask, dead)
+    return weights.mean(1, keepdim=True) if isinstance(heads, str) and heads == "mean" else weights
+
+
+def _pick_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows (k,) or (B, k) of x (..., Q, n); a query dimension of 1 stands for every row."""
+    if x.shape[-2] == 1:
+        return x
+    if rows.ndim == 1:
+        return x.index_select(-2, rows)
+    while x.ndim < 4:
+        x = x[None]
+    x = x.expand(rows.shape[0], *x.shape[1:])
+    return x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+def _pick_heads(mask: Tensor | None, heads: Tensor) -> Tensor | None:
+    if mask is None or mask.ndim < 3 or mask.shape[-3] == 1:
+        return mask
+    return mask.index_select(-3, heads)
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dead: Tensor | None, is_causal: bool,
+              dropout: float, rows: Rows, heads: Heads) -> tuple[Tensor, Tensor]:
+    """Attention through all its weights, of which the returned ones are a part: out depends on them."""
+    batch, n_heads, n_queries, n_keys = *q.shape[:3], k.shape[-2]
+    if is_causal:
+        mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device).tril()
+    weights = _softmax(q, k, mask, dead)  # (B, h, Q, K)
+    if isinstance(rows, str) and not isinstance(heads, Tensor):
+        kept = weights
+    else:
+        row = torch.arange(n_queries, device=q.device) if isinstance(rows, str) else rows
+        head = heads if isinstance(heads, Tensor) else torch.arange(n_heads, device=q.device)
+        assert row is not None
+        where = (torch.arange(batch, device=q.device)[:, None, None], head[None, :, None],
+                 row[:, None] if row.ndim == 2 else row[None, None])
+        kept = weights[where]  # (B, h', k, K)
+        weights = weights.index_put(where, kept)  # put back, so that the output depends on `kept`
+    out = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v
+    return out, kept
+
+
+class KVCache:
+    """Keys and values already projected, for one attention of one decoding.
+
+    Self-attention appends to it at every step. Cross-attention fills it once, one row per image:
+    beams of an image read the same row.
+
+    Args:
+        capacity: positions to make room for at the first append; grows by doubling beyond it.
+    """
+
+    __slots__ = ("length", "_k", "_v", "_capacity")
+
+    def __init__(self, capacity: int = 0) -> None:
+        self.length = 0
+        self._k: Tensor | None = None
+        self._v: Tensor | None = None
+        self._capacity = capacity
+
+    @property
+    def k(self) -> Tensor:
+        """(B, h, length, d) keys so far."""
+        assert self._k is not None, "an empty cache has no keys"
+        return self._k[:, :, : self.length]
+
+    @property
+    def v(self) -> Tensor:
+        """(B, h, length, d) values so far."""
+        assert self._v is not None, "an empty cache has no values"
+        return self._v[:, :, : self.length]
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        """Add keys and values (B, h, n, d) behind those already there."""
+        needed = self.length + k.shape[2]
+        if self._k is None or self._v is None:
+            if needed >= self._capacity:  # nothing to reserve: keep the very tensors
+                self._k, self._v, self.length = k, v, needed
+                return
+            self._k, self._v = (new.new_empty(*new.shape[:2], self._capacity, new.shape[3]) for new in (k, v))
+        elif needed > self._k.shape[2]:
+            room = (*k.shape[:2], max(needed, 2 * self.length) - self._k.shape[2], k.shape[3])
+            self._k, self._v = (torch.cat([old, old.new_empty(room)], 2) for old in (self._k, self._v))
+        self._k[:, :, self.length: needed] = k
+        self._v[:, :, self.length: needed] = v
+        self.length = needed
+
+    def reorder(self, index: Tensor) -> None:
+        """Row r continues what was row ``index[r]``; ``index`` (R,) may also repeat or drop rows."""
+        if self._k is not None and self._v is not None:
+            old_k, old_v, capacity = self.k, self.v, self._k.shape[2]
+            room = (index.shape[0], old_k.shape[1], capacity, old_k.shape[3])
+            self._k, self._v = old_k.new_empty(room), old_v.new_empty(room)
+            self._k[:, :, : self.length] = old_k.index_select(0, index)
+            self._v[:, :, : self.length] = old_v.index_select(0, index)
+
+
+class MultiHeadAttention(nn.Module):
+    """Self- and cross-attention with one projection each for queries, keys, values and output.
+
+    Args:
+        width: D of the residual stream.
+        num_heads: h; must divide width.
+        context_width: width of what keys and values come from; None = width.
+        bias: whether q, k and v projections have biases (the output projection always has).
+        dropout: probability of dropping an attention weight in training.
+
+    Raises:
+        InputError: num_heads does not divide width.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, context_width: int | None = None, bias: bool = True,
+                 dropout: float = 0.0) -> None:
+        super().__init__()
+        if num_heads < 1 or width % num_heads:
+            raise InputError(f"width {width} is not divisible by num_heads {num_heads}")
+        context_width = width if context_width is None else context_width
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(width, width, bias=bias)
+        self.k_proj = nn.Linear(context_width, width, bias=bias)
+        self.v_proj = nn.Linear(context_width, width, bias=bias)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, *, q_pos: Tensor | None = None,
+                k_pos: Tensor | None = None, mask: Tensor | None = None, causal: bool = False,
+                cache: KVCache | None = None, rows: Rows = None, heads: Heads = None,
+                detach: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Attend from x to itself, or to context.
+
+        Args:
+            x: (B, Q, D). With a context it may hold several rows per row of the context, those of
+                one image side by side (beams, or references of one image): the context is then
+                projected and kept once per image.
+            context: (B, K, context_width), or None for self-attention.
+            q_pos, k_pos: positions (broadcastable to x and to context) added before the q and k
+                projections only, never to values. In self-attention k_pos adds to x.
+            mask: boolean, broadcastable to (B, h, Q, K), True = may attend.
+            causal: query i sees the keys up to i + K - Q.
+            cache: self-attention: keys and values of earlier positions, appended to here.
+                Cross-attention: filled at the first call; the context is not projected again.
+            rows, heads, detach: which weights to return, see `attend`.
+
+        Returns:
+            ``(out (B, Q, D), weights (B, h', k, K) float32 or None)``.
+
+        Raises:
+            InputError: the rows of x are no multiple of the rows of the context.
+        """
+        q = self._heads(self.q_proj(x if q_pos is None else x + q_pos))  # (B, h, Q, d)
+        if context is None:
+            k, v = self._project(x, k_pos)
+            if cache is not None:
+                cache.append(k, v)
+                k, v = cache.k, cache.v
+        elif cache is not None and cache.length:
+            k, v = cache.k, cache.v
+        else:
+            k, v = self._project(context, k_pos)
+            if cache is not None:
+                cache.append(k, v)
+        dropout = self.dropout if self.training else 0.0
+        if q.shape[0] == k.shape[0]:
+            out, weights = attend(q, k, v, mask=mask, causal=causal, dropout=dropout, rows=rows, heads=heads,
+                                  detach=detach)
+        else:
+            out, weights = _attend_shared(q, k, v, mask, causal, dropout, rows, heads, detach)
+        return self.out_proj(out.transpose(1, 2).flatten(2)), weights  # (B, h, Q, d) -> (B, Q, D)
+
+    def _project(self, context: Tensor, k_pos: Tensor | None) -> tuple[Tensor, Tensor]:
+        k = self._heads(self.k_proj(context if k_pos is None else context + k_pos))
+        return k, self._heads(self.v_proj(context))  # (B, h, K, d) each
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, n, D) -> (B, h, n, d)
+
+
+def _attend_shared(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float,
+                   rows: Rows, heads: Heads, detach: bool) -> tuple[Tensor, Tensor | None]:
+    """`attend` where several rows of queries (B*r, h, Q, d) share one row of keys (B, h, K, d).
+
+    The r rows of an image become one long row of r*Q queries, so keys and values are never repeated.
+    """
+    n_rows, n_images, n_queries = q.shape[0], k.shape[0], q.shape[2]
+    if n_rows % n_images:
+        raise InputError(f"{n_rows} rows of queries cannot share the memory of {n_images} images: "
+                         "a whole number of rows per image is needed")
+    if causal or (mask is not None and mask.ndim > 2 and mask.shape[-2] != 1):
+        raise InputError("rows that share their keys take no causal mask and no mask per query")
+    share = n_rows // n_images
+    q = q.unflatten(0, (n_images, share)).transpose(1, 2).flatten(2, 3)  # (B, h, r*Q, d)
+    index = rows
+    if isinstance(rows, Tensor):
+        offset = torch.arange(share, device=rows.device)[:, None] * n_queries  # (r, 1)
+        per_row = rows.view(n_images, share, -1) if rows.ndim == 2 else rows
+        index = (per_row + offset).flatten(-2)  # (B, r*k) or (r*k,)
+    out, weights = attend(q, k, v, mask=mask, dropout=dropout, rows=index, heads=heads, detach=detach)
+    out = _unshare(out, share)  # (B*r, h, Q, d)
+    return out, None if weights is None else _unshare(weights, share)
+
+
+def _unshare(x: Tensor, share: int) -> Tensor:
+    """(B, h, r*n, m) -> (B*r, h, n, m)."""
+    return x.unflatten(2, (share, -1)).transpose(1, 2).flatten(0, 1)

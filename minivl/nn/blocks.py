@@ -1,0 +1,129 @@
+"""Transformer blocks: pre- and post-norm, with and without cross-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..errors import InputError, some
+from .attention import KVCache, MultiHeadAttention
+from .record import NOTHING, Want
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """The activation of that name; raises InputError listing the known ones."""
+    if name not in ACTIVATIONS:
+        raise InputError(f"unknown activation {name!r}; known are: {some(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between: (..., D) -> (..., mlp_dim) -> (..., D)."""
+
+    def __init__(self, width: int, mlp_dim: int, act: str = "gelu", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, mlp_dim)
+        self.act = activation(act)
+        self.drop = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(mlp_dim, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.fc2(self.drop(self.act(self.fc1(x))))
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm self-attention and MLP (Dosovitskiy et al. 2021, eq. 2-3).
+
+    Args:
+        width: D.
+        num_heads: h.
+        mlp_dim: inner width of the MLP.
+        act: name of the activation, see `ACTIVATIONS`.
+        eps: of the layer norms.
+        qkv_bias: whether q, k and v projections have biases.
+        dropout: on both branches, inside the MLP, and on attention weights.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_dim: int, *, act: str = "gelu", eps: float = 1e-6,
+                 qkv_bias: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = MultiHeadAttention(width, num_heads, bias=qkv_bias, dropout=dropout)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, mlp_dim, act, dropout)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None,
+                want: Want = NOTHING) -> tuple[Tensor, Tensor | None]:
+        """(B, N, D) -> ((B, N, D), wanted weights (B, h', k, N) or None)."""
+        y, weights = self.attn(self.norm1(x), mask=mask, rows=want.rows, heads=want.heads,
+                               detach=want.detach)
+        x = x + self.drop(y)
+        x = x + self.drop(self.mlp(self.norm2(x)))
+        return x, weights
+
+
+class DecoderBlock(nn.Module):
+    """Causal self-attention, cross-attention to a memory, MLP; norms before or after each branch.
+
+    ``norm_first=False`` is the block of Vaswani et al. 2017 (and of `torch.nn.TransformerDecoderLayer`).
+
+    Args:
+        width: D.
+        num_heads: h.
+        mlp_dim: inner width of the MLP.
+        norm_first: norm before each branch (True) or after each residual sum (False).
+        act, eps, dropout: as in `EncoderBlock`.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_dim: int, *, norm_first: bool = True,
+                 act: str = "gelu", eps: float = 1e-5, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = MultiHeadAttention(width, num_heads, dropout=dropout)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.cross = MultiHeadAttention(width, num_heads, dropout=dropout)
+        self.norm3 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, mlp_dim, act, dropout)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, memory: Tensor, *, memory_pos: Tensor | None = None,
+                memory_mask: Tensor | None = None, self_cache: KVCache | None = None,
+                cross_cache: KVCache | None = None, self_want: Want = NOTHING,
+                cross_want: Want = NOTHING) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """One block over text positions.
+
+        Args:
+            x: (B*r, T, D) text; r rows (beams, references) share an image of the memory.
+            memory: (B, N, D).
+            memory_pos: (B, N, D) added to the keys of the memory, or None.
+            memory_mask: (B, N) boolean, True = may be attended to.
+            self_cache, cross_cache: keys and values of this decoding.
+            self_want, cross_want: weights to return.
+
+        Returns:
+            ``(x (B*r, T, D), self weights (B*r, h', k, T'), cross weights (B*r, h', k, N))``.
+        """
+        mask = None if memory_mask is None else memory_mask[:, None, None, :]  # (B, 1, 1, N)
+        y, self_weights = self.attn(self.norm1(x) if self.norm_first else x, causal=True, cache=self_cache,
+                                    rows=self_want.rows, heads=self_want.heads, detach=self_want.detach)
+        x = self._add(x, y, self.norm1)
+        y, cross_weights = self.cross(self.norm2(x) if self.norm_first else x, memory, k_pos=memory_pos,
+                                      mask=mask, cache=cross_cache, rows=cross_want.rows,
+                                      heads=cross_want.heads, detach=cross_want.detach)
+        x = self._add(x, y, self.norm2)
+        x = self._add(x, self.mlp(self.norm3(x) if self.norm_first else x), self.norm3)
+        return x, self_weights, cross_weights
+
+    def _add(self, x: Tensor, y: Tensor, norm: nn.LayerNorm) -> Tensor:
+        x = x + self.drop(y)
+        return x if self.norm_first else norm(x)

@@ -1,0 +1,86 @@
+"""Figures without global state: making one, measuring text for it, and writing it to a file."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+
+from ..errors import InputError
+from ..files import atomic_path
+
+DPI = 100
+
+
+def new_figure(height: int, width: int, **options: object) -> Figure:
+    """A white figure of so many pixels, on a canvas of its own.
+
+    Args:
+        height, width: pixels at `DPI`.
+        **options: of `matplotlib.figure.Figure`.
+    """
+    hair = 1e-6  # the canvas truncates width * DPI, which may come out just below the whole number
+    figure = Figure(figsize=((width + hair) / DPI, (height + hair) / DPI), dpi=DPI, facecolor="white",
+                    **options)  # type: ignore[arg-type]
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure as PNG, pixel by pixel as it was laid out; the file is whole or not there.
+
+    Args:
+        figure: any figure.
+        path: a ``.png`` file.
+
+    Raises:
+        InputError: another suffix.
+        OSError: the folder cannot be written.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise InputError("pictures are written as .png: name the file so", source=path)
+    with atomic_path(path) as temporary:
+        # not `savefig`: a user's matplotlibrc may tell that to crop the margins or to change the resolution
+        FigureCanvasAgg(figure).print_png(str(temporary))
+
+
+def text_size(text: str, points: float, weight: str = "normal") -> tuple[float, float]:
+    """(height, width) of one line of text in pixels; the height is that of the tallest letters."""
+    width, height, descent = _renderer().get_text_width_height_descent(
+        text, FontProperties(size=points, weight=weight), ismath=False)
+    return height + descent, width
+
+
+def wrap(text: str, width: float, points: float, weight: str = "normal") -> list[str]:
+    """Lines of text, none wider than `width` pixels; a word that is wider is broken between letters.
+
+    Args:
+        text: white space separates words.
+        width: pixels.
+        points, weight: of the font.
+
+    Returns:
+        At least one line.
+    """
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if text_size(joined, points, weight)[1] <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and text_size(lines[-1] + letter, points, weight)[1] > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
+
+
+@cache
+def _renderer() -> object:
+    return new_figure(8, 8).canvas.get_renderer()  # type: ignore[attr-defined]

@@ -1,0 +1,176 @@
+"""Sheets: one photo many times over, each panel with a label, under a title and beside one colour bar.
+
+Everything is laid out in whole pixels, so that a panel's pixel is a pixel of the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from ..errors import InputError
+from ..geometry import Pair
+from .figure import new_figure, text_size, wrap
+from .heat import colours, heat_at, overlay, photo_at, scale_of
+
+WIDTH, HEIGHT = 1500, 1100  # pixels a sheet's panels may take, while they are not at their smallest
+LARGEST, SMALLEST = 420 * 315, 200 * 150  # pixels of a panel
+LONGEST = 640                         # a panel's longest side: of panoramas and strips
+NARROWEST = 96                        # pixels of a column, so that words have room over a strip
+MARGIN, GAP = 18, 14                  # around the sheet, between panels
+BAR, BAR_ROOM = 16, 104               # width of the colour bar, and with its numbers and label
+LABEL, TITLE, NOTE = 12, 15, 10       # points
+LEADING = 1.25                        # lines of text, in heights
+
+Panel = tuple[str, np.ndarray | None]
+
+
+class Grid(NamedTuple):
+    """How the panels of a sheet stand.
+
+    Attributes:
+        panel: (h, w) of a panel in pixels, the photo's aspect.
+        columns: of the grid.
+        rows: of the grid.
+    """
+
+    panel: Pair
+    columns: int
+    rows: int
+
+    @property
+    def column(self) -> int:
+        """Width of a column in pixels."""
+        return max(self.panel[1], NARROWEST)
+
+
+def grid_of(source: Pair, count: int) -> Grid:
+    """The largest panels with which `count` of them fit on a sheet.
+
+    Args:
+        source: (H, W) of the photo.
+        count: panels.
+    """
+    label = _line(LABEL)
+    for area in np.geomspace(LARGEST, SMALLEST, 24):
+        panel = _panel(source, area)
+        column = max(panel[1], NARROWEST)
+        columns = max(1, min(count, (WIDTH - BAR_ROOM + GAP) // (column + GAP)))
+        rows = -(-count // columns)
+        grid = Grid(panel, -(-count // rows), rows)
+        if rows * (panel[0] + label + GAP) <= HEIGHT:
+            break
+    return grid
+
+
+def panel_size(source: Pair, count: int) -> Pair:
+    """(h, w) in pixels that each of `count` panels of a photo of (H, W) will have on its sheet.
+
+    Maps made at this size, by `upsample` through a geometry whose source was replaced by it, are drawn
+    as they are: the same places of the photo, without the cost of its full resolution.
+    """
+    return grid_of(source, count).panel
+
+
+def sheet(photo: Image.Image, panels: Sequence[Panel], *, title: str | None = None, subtitle: str | None = None,
+          bar: str = "attention weight", note: str | None = None) -> Figure:
+    """A photo once per panel, with heat on it, all on one colour scale.
+
+    Args:
+        photo: as displayed, any size.
+        panels: (label, heat) each; heat is (h, w) over the whole photo at any resolution, not negative,
+            nan where the model did not see the photo; None: the photo alone.
+        title, subtitle: over the panels, wrapped where they are too long.
+        bar: what the colour bar says.
+        note: small print under the panels.
+
+    Returns:
+        The figure. Its axes are the panels, in order and labelled so (`get_label`), then the colour bar, if
+        any panel has heat.
+
+    Raises:
+        InputError: no panels, or heat that is no map or negative.
+    """
+    if not panels:
+        raise InputError("a sheet needs at least one panel")
+    source = (photo.height, photo.width)
+    grid = grid_of(source, len(panels))
+    heats = [None if heat is None else heat_at(heat, grid.panel) for _, heat in panels]
+    there = [heat for heat in heats if heat is not None]
+    if any(not np.isfinite(heat).all() for heat in there):
+        note = f"{note} · " if note else ""
+        note += "dark stripes: not seen by the model"
+    labels = [wrap(label, grid.column + GAP - 4, LABEL) for label, _ in panels]
+    step = grid.panel[0] + max(map(len, labels)) * _line(LABEL) + GAP  # from row to row
+    inner = max(grid.columns * (grid.column + GAP) - GAP + (BAR_ROOM if there else 0), 420)
+    head, second, foot = (wrap(text, inner, points) if text else []
+                          for text, points in ((title, TITLE), (subtitle, LABEL), (note, NOTE)))
+    above = MARGIN + len(head) * _line(TITLE)  # the end of the title
+    top = above + len(second) * _line(LABEL) + (8 if head or second else 0)
+    under = top + grid.rows * step - GAP
+    height = under + (10 + len(foot) * _line(NOTE) if foot else 0) + MARGIN
+    figure = new_figure(height, inner + 2 * MARGIN)
+    _text(figure, head, MARGIN, MARGIN, TITLE)
+    _text(figure, second, MARGIN, above, LABEL, color="0.35")
+    _text(figure, foot, MARGIN, under + 10, NOTE, color="0.35")
+    most = scale_of(there)
+    plain = photo_at(photo, grid.panel)
+    for place, ((label, _), lines, heat) in enumerate(zip(panels, labels, heats)):
+        row, column = divmod(place, grid.columns)
+        left = MARGIN + column * (grid.column + GAP)
+        edge = top + (row + 1) * step - GAP - grid.panel[0]  # the panel's upper one
+        _text(figure, lines, left + grid.column / 2, edge - 3 - len(lines) * _line(LABEL), LABEL, ha="center")
+        pixels = plain if heat is None else overlay(plain, heat, most)
+        _picture(figure, label, pixels, edge, left + (grid.column - grid.panel[1]) // 2, source)
+    if there:
+        first = top + step - GAP - grid.panel[0]
+        left = MARGIN + grid.columns * (grid.column + GAP) - GAP + 20
+        _bar(figure, most, bar, first, left, min(under - first, 420))
+    return figure
+
+
+def _panel(source: Pair, area: float) -> Pair:
+    factor = min(math.sqrt(area / (source[0] * source[1])), LONGEST / max(source))
+    return max(1, round(source[0] * factor)), max(1, round(source[1] * factor))
+
+
+def _line(points: float) -> int:
+    """Pixels from line to line."""
+    return math.ceil(text_size("Ágp|", points)[0] * LEADING)
+
+
+def _axes(figure: Figure, label: str, top: int, left: int, height: int, width: int):  # type: ignore[no-untyped-def]
+    whole = figure.bbox
+    return figure.add_axes((left / whole.width, 1 - (top + height) / whole.height,
+                            width / whole.width, height / whole.height), label=label)
+
+
+def _picture(figure: Figure, label: str, pixels: np.ndarray, top: int, left: int, source: Pair) -> None:
+    """Axes in coordinates of the photo, that show pixels one to one."""
+    axes = _axes(figure, label, top, left, *pixels.shape[:2])
+    axes.imshow(pixels, extent=(0, source[1], source[0], 0), aspect="auto", interpolation="nearest")
+    axes.set_axis_off()
+
+
+def _text(figure: Figure, lines: Sequence[str], x: float, y: float, points: float, **style: str) -> None:
+    """Lines of text; (x, y) in pixels from the top left is where the first one begins."""
+    for number, line in enumerate(lines):
+        # a dollar sign in a caption is a dollar sign
+        figure.text(x / figure.bbox.width, 1 - (y + number * _line(points)) / figure.bbox.height, line,
+                    fontsize=points, va="top", parse_math=False, **style)  # type: ignore[arg-type]
+
+
+def _bar(figure: Figure, most: float, label: str, top: int, left: int, height: int) -> None:
+    axes = _axes(figure, "colour bar", top, left, height, BAR)
+    bar = figure.colorbar(colours(most), cax=axes)
+    bar.locator = MaxNLocator(max(2, height // 60))
+    bar.update_ticks()
+    axes.tick_params(labelsize=NOTE)
+    for line in wrap(label, height, NOTE):
+        bar.set_label(line if not axes.get_ylabel() else f"{axes.get_ylabel()}\n{line}", fontsize=NOTE)

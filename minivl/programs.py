@@ -1,0 +1,129 @@
+"""What every program has in common: options, device, progress bar, and how a mistake ends.
+
+Only programs (train_p1.py, train_p2.py, viz.py, eval/, weights/) import this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from tqdm import tqdm
+
+from .errors import InputError, some
+from .files import read_json
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the options every program has."""
+
+    def __init__(self, doc: str | None, **options: Any) -> None:
+        super().__init__(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                         allow_abbrev=False, **options)
+
+    def add_common(self, precision: str = "fp32") -> None:
+        """--device --precision --seed --workers --json, with the precision this program computes in."""
+        group = self.add_argument_group("common")
+        group.add_argument("--device", choices=DEVICES, default="auto", help="where to compute")
+        group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default=precision,
+                           help="of matrix products; auto = bf16 where the hardware has it")
+        group.add_argument("--seed", type=int, default=0, help="of everything random")
+        group.add_argument("--workers", type=int, default=0, help="processes that read pictures")
+        group.add_argument("--json", action="store_true", help="print results as one JSON object per line")
+
+    def error(self, message: str) -> NoReturn:
+        """One line, exit code 2."""
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def check_common(args: argparse.Namespace) -> None:
+    """Raise InputError for a common option out of range."""
+    if args.workers < 0:
+        raise InputError(f"--workers {args.workers}: give 0 or more")
+    if not 0 <= args.seed < 2 ** 31:
+        raise InputError(f"--seed {args.seed}: give a number from 0 to {2 ** 31 - 1}")
+
+
+def device_of(name: str) -> torch.device:
+    """The device of --device.
+
+    Raises:
+        InputError: it is not there.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if there[device])
+    if not there[name]:
+        raise InputError(f"--device {name}: this machine has none; "
+                         f"give one of {some(device for device, is_there in there.items() if is_there)}")
+    return torch.device(name)
+
+
+def precision_of(name: str, device: torch.device) -> str:
+    """"fp32" or "bf16" for --precision: auto is bf16 where the device multiplies it natively."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    # Emulated bf16 is slower than float32, so only processors with the instructions count.
+    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+def progress(iterable: Iterable[Any], **options: Any) -> Iterable[Any]:
+    """tqdm on standard error, gone when done."""
+    return tqdm(iterable, leave=False, dynamic_ncols=True, **options)
+
+
+def report(args: argparse.Namespace, values: dict[str, Any], text: str) -> None:
+    """Print a result: as text, or as a line of JSON with --json."""
+    print(json.dumps(values) if args.json else text, flush=True)
+
+
+def recipe_defaults(parser: argparse.ArgumentParser, argv: Sequence[str] | None, folder: Path) -> None:
+    """Let --recipe NAME set defaults; options on the command line win over it.
+
+    Raises:
+        InputError: no such recipe, or a setting that is no option.
+    """
+    parser.add_argument("--recipe", help=f"settings by name: {some(sorted(f.stem for f in folder.glob('*.json')), 40)}")
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--recipe")
+    name = early.parse_known_args(argv)[0].recipe
+    if name is None:
+        return
+    path = folder / f"{name}.json"
+    if not path.exists():
+        raise InputError(f"--recipe {name}: unknown; there are: {some(sorted(f.stem for f in folder.glob('*.json')), 40)}")
+    settings = {key: value for key, value in read_json(path).items() if key != "about"}
+    known = {action.dest for action in parser._actions}
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        raise InputError(f"no such setting: {some(unknown)}", source=path)
+    parser.set_defaults(**settings)
+
+
+def program(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
+    """Run a program's main; a user's mistake is one line and exit code 2, Ctrl-C exit code 130."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("PIL").setLevel(logging.WARNING)
+    try:
+        main(None)
+    except (InputError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,90 @@
+"""A resumable training state in one safetensors file: weights, optimiser, average, and where it stood.
+
+No pickle: tensors are tensors, the rest is JSON in the header.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, some
+from ..files import read_tensors, write_tensors
+from .optim import Ema
+
+
+def _names(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Parameter names in the order of the optimiser's state."""
+    return [name for group in optimizer.param_groups for name in group["names"]]
+
+
+def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer,
+                    ema: Ema | None, progress: Mapping[str, Any]) -> None:
+    """Write the whole state atomically.
+
+    Args:
+        path: the file.
+        model: its trainable parameters and its buffers are kept (frozen weights come from their own file).
+        optimizer: with groups from `optim.decay_groups`.
+        ema: the moving average, if there is one.
+        progress: JSON-able: step, epoch, settings, ...
+    """
+    tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in model.named_parameters()
+                                  if parameter.requires_grad}
+    tensors.update({f"buffer.{name}": buffer for name, buffer in model.named_buffers()})
+    names = _names(optimizer)
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors.update({f"optimizer.{key}.{names[index]}": torch.as_tensor(value) for key, value in state.items()})
+    if ema is not None:
+        tensors.update({f"ema.{name}": tensor for name, tensor in ema.shadow.items()})
+    header = {**progress, "ema_updates": ema.updates if ema is not None else None}
+    write_tensors(path, tensors, {"training": json.dumps(header)})
+
+
+def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer,
+                    ema: Ema | None) -> dict[str, Any]:
+    """Put a saved state back into model, optimiser and average.
+
+    Returns:
+        The `progress` it was saved with.
+
+    Raises:
+        InputError: no such file, not a checkpoint, or one of another model.
+    """
+    tensors, header = read_tensors(path)
+    if "training" not in header:
+        raise InputError("is no training checkpoint (it has no 'training' header)", source=path)
+    progress = json.loads(header["training"])
+    wanted: dict[str, Tensor] = {f"model.{name}": parameter.data for name, parameter in model.named_parameters()
+                                 if parameter.requires_grad}
+    wanted.update({f"buffer.{name}": buffer for name, buffer in model.named_buffers()})
+    if ema is not None:
+        wanted.update({f"ema.{name}": tensor for name, tensor in ema.shadow.items()})
+    wrong = [name for name, tensor in wanted.items()
+             if name not in tensors or tensors[name].shape != tensor.shape]
+    wrong += [name for name in tensors if not name.startswith("optimizer.") and name not in wanted]
+    if wrong:
+        raise InputError(f"is the checkpoint of another model or settings; {len(wrong)} tensors do not fit: "
+                         f"{some(wrong, 4)}", source=path)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(tensors[name])
+    _load_optimizer(optimizer, tensors)
+    if ema is not None:
+        ema.updates = progress["ema_updates"]
+    return progress
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    index = {name: place for place, name in enumerate(_names(optimizer))}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, key, parameter = name.split(".", 2)
+            state.setdefault(index[parameter], {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,134 @@
+"""Features of a frozen encoder, computed once and memory-mapped.
+
+A cache lies in a folder whose name is a hash of the weights, the preprocessing, the dtype and the view, and
+every row is found by the hash of its photo's bytes: a stale row cannot be read, and a changed photo is
+computed anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import read_json, sha256, write_json
+from ..images import preprocess
+from ..models.vit import ViT
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class Features:
+    """Tokens of many photos on disk.
+
+    Args:
+        file: the memory-mapped rows.
+        rows: row of each photo, in the caller's order.
+        shape: (N, D) of a row.
+        dtype: of a row.
+    """
+
+    def __init__(self, file: Path, rows: Sequence[int], shape: tuple[int, int], dtype: torch.dtype) -> None:
+        self._file, self._rows, self._shape, self._dtype = file, list(rows), shape, dtype
+        self._map: np.memmap | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, photos: Sequence[int]) -> Tensor:
+        """Rows (len(photos), N, D) of photos, by the caller's numbering; in the cache's dtype."""
+        if self._map is None:  # opened where it is read, so that a worker process maps it itself
+            self._map = np.memmap(self._file, dtype=np.uint8, mode="r")
+        size = self._shape[0] * self._shape[1] * self._dtype.itemsize
+        data = np.stack([self._map[self._rows[photo] * size:(self._rows[photo] + 1) * size] for photo in photos])
+        return torch.from_numpy(data).view(self._dtype).unflatten(1, self._shape)
+
+
+def encoder_key(encoder: ViT, dtype: str, flip: bool) -> str:
+    """Hash of all that decides a feature beside the photo."""
+    if encoder.preprocessing is None:
+        raise InputError("the encoder's preprocessing is unknown, so its features cannot be cached")
+    digest = hashlib.sha256(json.dumps([repr(encoder.config), encoder.preprocessing.to_dict(), dtype, flip],
+                                       sort_keys=True).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def compute_features(encoder: ViT, photos: Sequence[Path], cache: str | os.PathLike[str], *, dtype: str = "bf16",
+                     flip: bool = False, batch_size: int = 64, autocast: Callable[[], Any] | None = None,
+                     progress: Callable[..., Iterable[Any]] | None = None) -> Features:
+    """Features of photos, from the cache where they are there.
+
+    Args:
+        encoder: frozen, with known preprocessing.
+        photos: files.
+        cache: folder of all caches.
+        dtype: "bf16" or "fp32", of the stored rows.
+        flip: of the photos mirrored left to right.
+        batch_size: photos encoded together.
+        autocast: makes the context to compute in; None = none.
+        progress: tqdm-like.
+
+    Returns:
+        `Features`; row i belongs to ``photos[i]``.
+
+    Raises:
+        InputError: a photo that does not open, or a dtype that is not known.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"feature dtype {dtype!r}: give one of {', '.join(DTYPES)}")
+    folder = Path(cache) / encoder_key(encoder, dtype, flip)
+    folder.mkdir(parents=True, exist_ok=True)
+    hashes = [sha256(photo) for photo in photos]
+    shape = (encoder.config.n_tokens, encoder.config.width)
+    file, index_file = folder / "rows.bin", folder / "rows.json"
+    with _locked(folder / "lock"):
+        index: dict[str, int] = read_json(index_file) if index_file.exists() else {}
+        missing = {digest: photo for digest, photo in zip(hashes, photos) if digest not in index}
+        todo = list(missing.items())
+        starts: Iterable[int] = range(0, len(todo), batch_size)
+        if progress is not None and todo:
+            starts = progress(starts, total=-(-len(todo) // batch_size), desc="encoding photos")
+        encoder.eval()
+        for number, start in enumerate(starts, 1):
+            part = todo[start:start + batch_size]
+            rows = _encode(encoder, [photo for _, photo in part], flip, autocast).to(DTYPES[dtype])
+            with open(file, "r+b" if file.exists() else "wb") as opened:
+                # rows behind the index are leftovers of a run that was stopped: write over them
+                opened.seek(len(index) * rows[0].numel() * rows.element_size())
+                opened.write(rows.contiguous().view(torch.uint8).numpy().tobytes())
+            index.update({digest: len(index) + place for place, (digest, _) in enumerate(part)})
+            if number % 16 == 0 or start + batch_size >= len(todo):
+                write_json(index_file, index)
+    return Features(file, [index[digest] for digest in hashes], shape, DTYPES[dtype])
+
+
+@torch.no_grad()
+def _encode(encoder: ViT, photos: list[Path], flip: bool, autocast: Callable[[], Any] | None) -> Tensor:
+    images, _ = preprocess(photos, encoder)
+    images = images.to(encoder.pos_embed.device)
+    images = images.flip(-1) if flip else images
+    if autocast is None:
+        return encoder.encode(images).cpu()
+    with autocast():
+        return encoder.encode(images).cpu()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time fills a cache; the lock goes with the process."""
+    with open(path, "w") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield

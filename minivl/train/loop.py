@@ -1,0 +1,298 @@
+"""The training loop: deterministic, resumable, and careful about what it leaves behind.
+
+A run is a folder: ``checkpoint.safetensors`` (resume), ``best.safetensors`` and ``last.safetensors`` (use),
+``history.jsonl`` (every step's loss, every epoch's scores), ``config.json`` (repeat it).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, some
+from ..files import read_json, write_json, write_text
+from .checkpoint import load_checkpoint, save_checkpoint
+from .optim import Ema, decay_groups, warmup_cosine
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+HISTORY, CHECKPOINT, CONFIG = "history.jsonl", "checkpoint.safetensors", "config.json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a training.
+
+    Attributes:
+        epochs: passes over the data.
+        lr: highest learning rate.
+        weight_decay: of AdamW, on matrices only.
+        warmup: steps of linear warm-up.
+        clip: largest norm of the gradient; 0 = none.
+        precision: "fp32", or "bf16" (autocast; weights stay float32).
+        ema: decay of the moving average of weights that is scored and saved; 0 = none.
+        seed: of everything random.
+        save_every: seconds between checkpoints inside an epoch; 0 = at epoch ends only.
+    """
+
+    epochs: int
+    lr: float
+    weight_decay: float = 0.05
+    warmup: int = 0
+    clip: float = 1.0
+    precision: str = "fp32"
+    ema: float = 0.0
+    seed: int = 0
+    save_every: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision={self.precision!r}: give one of {some(PRECISIONS)}")
+        for name, low, high in (("epochs", 1, math.inf), ("lr", 0, math.inf), ("weight_decay", 0, math.inf),
+                                ("warmup", 0, math.inf), ("clip", 0, math.inf), ("ema", 0, 1)):
+            if not low <= getattr(self, name) <= high or math.isinf(getattr(self, name)):
+                raise InputError(f"{name}={getattr(self, name)} must lie between {low} and {high}")
+
+
+class Task(Protocol):
+    """What is trained: where batches come from, what their loss is, how the model is scored."""
+
+    steps: int  # batches of an epoch
+
+    def batches(self, epoch: int, start: int) -> Iterator[Any]:
+        """The batches of an epoch from number `start` on; a function of (seed, epoch) alone."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """A scalar."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Scores after an epoch; the first one decides which epoch is best (higher is better)."""
+        ...
+
+    def save(self, model: nn.Module, path: Path, scores: Mapping[str, float]) -> None:
+        """Write the model as a weight file."""
+        ...
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context of a precision."""
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str], settings: Mapping[str, Any],
+        resume: bool = False, progress: Callable[..., Iterable[Any]] | None = None) -> Iterator[dict[str, Any]]:
+    """Train; yields one row per epoch: ``{"epoch", "step", "loss", "seconds", score names...}``.
+
+    Every random draw inside step n comes from (seed, n), every order from (seed, epoch): a run that was
+    stopped and resumed has the losses of one that was not, on the same machine and thread count.
+
+    Args:
+        model: already on its device; frozen parameters have requires_grad=False.
+        task: see `Task`.
+        plan: see `Plan`.
+        out: the folder of the run.
+        settings: JSON-able description of the run, written to config.json and held against it on resume.
+        resume: continue from the folder's checkpoint.
+        progress: tqdm-like: called with (iterable, total=, initial=, desc=).
+
+    Raises:
+        InputError: the folder holds a run and resume is off, or none and it is on; settings that differ;
+            a loss or gradient that is not finite (the last good checkpoint stays).
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after saving a checkpoint of the last whole step.
+    """
+    run = Run(Path(out))
+    optimizer = torch.optim.AdamW(decay_groups(model, plan.weight_decay), lr=plan.lr, betas=(0.9, 0.98))
+    ema = Ema(model, plan.ema) if plan.ema else None
+    state = run.open(settings, resume, lambda path: load_checkpoint(path, model, optimizer, ema))
+    device = next(model.parameters()).device
+    total = plan.epochs * task.steps
+
+    def checkpoint() -> None:
+        save_checkpoint(run.folder / CHECKPOINT, model, optimizer, ema, state)
+
+    with _sigterm_interrupts():
+        while state["epoch"] < plan.epochs:
+            epoch, begun, saved = state["epoch"], time.monotonic(), time.monotonic()
+            start = state["step"] - epoch * task.steps
+            batches: Iterable[Any] = task.batches(epoch, start)
+            if progress is not None:
+                batches = progress(batches, total=task.steps, initial=start, desc=f"epoch {epoch + 1}")
+            model.train()
+            whole = True  # no step is half done
+            try:
+                for batch in batches:
+                    rate = plan.lr * warmup_cosine(state["step"], total, plan.warmup)
+                    torch.manual_seed(_mix(plan.seed, state["step"]))
+                    whole = False
+                    loss = _step(model, task, batch, optimizer, rate, plan, device, run, state["step"])
+                    if ema is not None:
+                        ema.update(model)
+                    state["step"] += 1
+                    state["sum"] += loss
+                    whole = True
+                    run.write({"step": state["step"], "loss": loss, "lr": rate})
+                    if plan.save_every and time.monotonic() - saved > plan.save_every:
+                        checkpoint()
+                        saved = time.monotonic()
+            except KeyboardInterrupt:
+                if whole:
+                    checkpoint()
+                raise
+            row = {"epoch": epoch + 1, "step": state["step"], "train_loss": state["sum"] / task.steps}
+            row.update(_score(model, task, ema, run, state))
+            row["seconds"] = state["seconds"] = state["seconds"] + time.monotonic() - begun
+            state["epoch"], state["sum"] = epoch + 1, 0.0
+            run.write(row)
+            checkpoint()
+            yield row
+
+
+def _step(model: nn.Module, task: Task, batch: Any, optimizer: torch.optim.Optimizer, rate: float, plan: Plan,
+          device: torch.device, run: "Run", step: int) -> float:
+    """One optimiser step; returns the loss."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with autocast(device, plan.precision):
+        loss = task.loss(model, batch)
+    value = loss.item()
+    if math.isfinite(value):
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(trained, plan.clip or math.inf)
+        if math.isfinite(norm.item()):
+            optimizer.step()
+            return value
+        value = math.nan
+    raise InputError(f"loss or gradient is not finite at step {step + 1} (learning rate {rate:.2g}); training "
+                     f"stopped, {run.last_good()}; try a lower learning rate", source=run.folder)
+
+
+def _score(model: nn.Module, task: Task, ema: Ema | None, run: "Run", state: dict[str, Any]) -> dict[str, float]:
+    """Evaluate the (averaged) model, and write it as last and perhaps best."""
+    if ema is not None:
+        ema.swap(model)
+    model.eval()
+    try:
+        with torch.no_grad():
+            scores = task.evaluate(model)
+        task.save(model, run.folder / "last.safetensors", scores)
+        first = next(iter(scores.values()), -math.inf)
+        if state["best"] is None or first > state["best"]:
+            state["best"] = first
+            task.save(model, run.folder / "best.safetensors", scores)
+    finally:
+        if ema is not None:
+            ema.swap(model)
+    return scores
+
+
+class Run:
+    """The folder of a training run.
+
+    Args:
+        folder: made when the run opens.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open(self, settings: Mapping[str, Any], resume: bool,
+             restore: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Begin or continue; returns the progress so far. See `fit` for what raises."""
+        there = (self.folder / CHECKPOINT).exists() or (self.folder / HISTORY).exists()
+        if resume and (self.folder / CONFIG).exists():
+            before = read_json(self.folder / CONFIG)
+            now = json.loads(json.dumps(dict(settings)))
+            differ = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in sorted({*before, *now})
+                      if before.get(key) != now.get(key)]
+            if differ:
+                raise InputError(f"cannot resume with other settings: {some(differ, 4)}", source=self.folder)
+        if resume and not there:
+            raise InputError("nothing to resume: no checkpoint here", source=self.folder)
+        if there and not resume:
+            raise InputError("already holds a run: give --resume to continue it, or another --out",
+                             source=self.folder)
+        fresh = {"step": 0, "epoch": 0, "sum": 0.0, "best": None, "seconds": 0.0}
+        if not resume or not (self.folder / CHECKPOINT).exists():  # killed before the first checkpoint
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / CONFIG, dict(settings))
+            write_text(self.folder / HISTORY, "")
+            return fresh
+        state = restore(self.folder / CHECKPOINT)
+        kept = [row for row in read_history(self.folder) if row["step"] <= state["step"]
+                and row.get("epoch", 0) <= state["epoch"]]
+        write_text(self.folder / HISTORY, "".join(json.dumps(row) + "\n" for row in kept))
+        logger.info("resumed %s at step %d", self.folder, state["step"])
+        return {key: state[key] for key in fresh}
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row to the history."""
+        with open(self.folder / HISTORY, "a", encoding="utf-8") as opened:
+            opened.write(json.dumps(dict(row)) + "\n")
+
+    def last_good(self) -> str:
+        """Where the last checkpoint is, in words."""
+        path = self.folder / CHECKPOINT
+        return f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
+
+
+def read_history(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a run's history: steps have "loss", epochs have "epoch" and scores.
+
+    A line cut short by a crash at the very end is left out.
+
+    Raises:
+        InputError: no history there, or a damaged line.
+    """
+    path = Path(folder) / HISTORY
+    if not path.exists():
+        raise InputError("no training history here (history.jsonl)", source=folder)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise InputError(f"line {number} is not JSON", source=path) from None
+    return rows
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends the loop as Ctrl-C does (only the main thread may set handlers)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _mix(seed: int, step: int) -> int:
+    """One 63-bit seed from two numbers (multiplicative hashing; neighbours give unlike streams)."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % (1 << 63)

@@ -1,0 +1,237 @@
+"""Train a captioner: on photographs with their captions, or (without --images) on the built-in scenes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import minivl
+from eval.pointing import choose_look
+from minivl import programs
+from minivl.data.captions import CaptionSet, read_captions
+from minivl.data.scenes import Scenes
+from minivl.errors import InputError
+from minivl.loading import weight_folders
+from minivl.models.captioner import Captioner, CaptionerConfig
+from minivl.models.decoder import DecoderConfig
+from minivl.models.presets import PRESETS
+from minivl.models.vit import ViT
+from minivl.text.tokenizer import Tokenizer
+from minivl.plotting.history import plot_history
+from minivl.train import captioning, features
+from minivl.train.loop import Plan, autocast, fit, read_history
+
+HERE = Path(__file__).resolve().parent
+LOOK_SCENES = 300  # training scenes on which layer and heads to look at are fixed
+VAL_START = 10_000_000  # validation scenes are numbered from here, so that no training scene is among them
+
+
+# -- 1. parse ------------------------------------------------------------------------------------------------
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = programs.Parser(__doc__)
+    data = parser.add_argument_group("data")
+    data.add_argument("--images", type=Path, help="folder of photos; without it: the built-in scenes")
+    data.add_argument("--captions", type=Path, help="COCO-JSON, Karpathy JSON or Flickr token file")
+    data.add_argument("--val-captions", type=Path, help="the same for validation")
+    data.add_argument("--split", help="split of --captions, for a Karpathy JSON")
+    data.add_argument("--val-split", help="split of --val-captions")
+    data.add_argument("--scenes", type=int, default=6000, help="training scenes, without --images")
+    data.add_argument("--val-scenes", type=int, default=500, help="validation scenes, without --images")
+    model = parser.add_argument_group("model")
+    model.add_argument("--encoder", default="scenes_patch8_96", help="weights of a ViT, or a preset to start at random")
+    model.add_argument("--freeze-encoder", action="store_true", help="keep the encoder; its features are computed once")
+    model.add_argument("--fit", choices=("squash", "crop"), default="squash",
+                       help="squash shows the whole picture, crop keeps its aspect")
+    model.add_argument("--width", type=int, default=256, help="of the decoder")
+    model.add_argument("--depth", type=int, default=4, help="layers of the decoder")
+    model.add_argument("--heads", type=int, default=8, help="of the decoder")
+    model.add_argument("--norm", choices=("pre", "post"), default="pre")
+    model.add_argument("--positions", choices=("learned", "sinusoidal"), default="learned")
+    model.add_argument("--tied", action=argparse.BooleanOptionalAction, default=True, help="head = word table")
+    model.add_argument("--dropout", type=float, default=0.1)
+    words = parser.add_argument_group("words")
+    words.add_argument("--tokenizer", type=Path, help="a tokenizer.json; without it one is trained on the captions")
+    words.add_argument("--pieces", choices=("word", "bpe"), default="word", help="what is trained")
+    words.add_argument("--vocab-size", type=int, help="largest vocabulary")
+    words.add_argument("--min-count", type=int, default=5, help="rarer words are unknown")
+    words.add_argument("--max-len", type=int, default=30, help="longest caption, end token counted")
+    train = parser.add_argument_group("training")
+    train.add_argument("--epochs", type=int, default=20)
+    train.add_argument("--batch-size", type=int, default=64, help="captions in a batch")
+    train.add_argument("--refs", type=int, default=5, help="captions of a picture in a batch; they share its memory")
+    train.add_argument("--lr", type=float, default=5e-4)
+    train.add_argument("--weight-decay", type=float, default=0.05)
+    train.add_argument("--warmup", type=int, default=500, help="steps")
+    train.add_argument("--clip", type=float, default=1.0, help="norm of the gradient")
+    train.add_argument("--smoothing", type=float, default=0.1, help="of labels")
+    train.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights; 0 = none")
+    train.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=False,
+                       help="with --freeze-encoder: also features of the mirrored photos")
+    train.add_argument("--drop-tokens", type=float, default=0.0, help="share of visual tokens hidden in training")
+    train.add_argument("--beams", type=int, default=3, help="of validation captions")
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", type=Path, required=True, help="folder of the run")
+    run.add_argument("--resume", action="store_true", help="continue the run in --out")
+    run.add_argument("--features", type=Path, default=weight_folders()[-1].parent / "features",
+                     help="cache of frozen features")
+    parser.add_common(precision="auto")
+    programs.recipe_defaults(parser, argv, HERE / "recipes")
+    args = parser.parse_args(argv)
+    programs.check_common(args)
+    real = (args.images, args.captions, args.val_captions)
+    if any(real) and not all(real):
+        raise InputError("--images, --captions and --val-captions go together")
+    if args.mirror and not args.freeze_encoder:
+        raise InputError("--mirror is for --freeze-encoder: it doubles the stored features")
+    if not 0 <= args.drop_tokens < 1 or not 0 <= args.dropout < 1 or not 0 <= args.smoothing < 1:
+        raise InputError("--drop-tokens, --dropout and --smoothing lie between 0 and 1")
+    return args
+
+
+# -- 2. build ------------------------------------------------------------------------------------------------
+
+def build_encoder(args: argparse.Namespace) -> ViT:
+    """The ViT of --encoder, without a head."""
+    if args.encoder in PRESETS:
+        if args.freeze_encoder:
+            raise InputError(f"--freeze-encoder: {args.encoder} is a preset with random weights; give a weight file")
+        torch.manual_seed(args.seed)
+        encoder = minivl.create(args.encoder, num_classes=0)
+    else:
+        loaded = minivl.load(args.encoder)
+        if not isinstance(loaded, ViT):
+            raise InputError("is a captioner; --encoder takes a ViT", source=args.encoder)
+        encoder = minivl.loading.without_head(loaded)
+    if encoder.preprocessing is None:
+        raise InputError("its preprocessing is unknown: name the file after a preset", source=args.encoder)
+    encoder.preprocessing = replace(encoder.preprocessing, mode=args.fit)
+    return encoder
+
+
+def build_captioner(args: argparse.Namespace, encoder: ViT, texts: Sequence[str]) -> Captioner:
+    """Encoder, tokenizer and a random decoder."""
+    if args.tokenizer:
+        tokenizer = Tokenizer.from_file(args.tokenizer)
+    else:
+        tokenizer = Tokenizer.train(texts, kind=args.pieces, vocab_size=args.vocab_size, min_count=args.min_count)
+    torch.manual_seed(args.seed)
+    decoder = DecoderConfig(
+        vocab_size=tokenizer.vocab_size, width=args.width, depth=args.depth, num_heads=args.heads,
+        mlp_dim=4 * args.width, max_len=args.max_len, norm=args.norm, positions=args.positions, tied=args.tied,
+        dropout=args.dropout, pad_id=tokenizer.pad_id, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
+    captioner = Captioner(CaptionerConfig(encoder.config, decoder), tokenizer=tokenizer,
+                          preprocessing=encoder.preprocessing)
+    captioner.encoder.load_state_dict(encoder.state_dict())
+    if args.freeze_encoder:
+        captioner.encoder.requires_grad_(False)
+    return captioner
+
+
+# -- 3. load -------------------------------------------------------------------------------------------------
+
+def draw(number: int, *, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """One scene as pixels and captions (runs in worker processes)."""
+    scene = Scenes(1, start=number, size=size)[0]
+    return np.asarray(scene.image), scene.captions
+
+
+def draw_scenes(args: argparse.Namespace, start: int, count: int, size: int) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+    """Pixels (count, size, size, 3) and captions of scenes."""
+    numbers = range(start, start + count)
+    with get_context("spawn").Pool(max(1, args.workers)) as pool:
+        drawn = pool.imap(partial(draw, size=size), numbers, chunksize=64)
+        pixels, captions = zip(*programs.progress(drawn, total=count, desc="drawing scenes"))
+    return np.stack(pixels), list(captions)
+
+
+def frozen_features(args: argparse.Namespace, encoder: ViT, photos: Sequence[Path], flip: bool) -> features.Features:
+    """Features of photos by the frozen encoder, from the cache where they are there."""
+    return features.compute_features(
+        encoder, photos, args.features, flip=flip, dtype=args.precision, progress=programs.progress,
+        autocast=partial(autocast, next(encoder.parameters()).device, args.precision))
+
+
+def load_photos(args: argparse.Namespace) -> tuple[CaptionSet, CaptionSet]:
+    """Both caption sets, every photo of theirs being there."""
+    sets = (read_captions(args.captions, split=args.split), read_captions(args.val_captions, split=args.val_split))
+    for one in sets:
+        one.check_images(args.images)
+    return sets
+
+
+# -- 4. to 6. loop, evaluate, save ---------------------------------------------------------------------------
+
+def main(argv: Sequence[str] | None) -> None:
+    args = parse(argv)
+    device = programs.device_of(args.device)
+    args.precision = programs.precision_of(args.precision, device)
+    plan = Plan(args.epochs, args.lr, args.weight_decay, args.warmup, args.clip, args.precision, args.ema, args.seed)
+    encoder = build_encoder(args).to(device)
+    size = encoder.config.image_size
+    if args.images:
+        train_set, val_set = load_photos(args)
+        captions, val_captions = list(train_set.captions.values()), dict(val_set.captions)
+        files, val_files = ([args.images / name for name in one.images] for one in (train_set, val_set))
+    else:
+        pixels, captions = draw_scenes(args, 0, args.scenes, size[0])
+        val_pixels, told = draw_scenes(args, VAL_START, args.val_scenes, size[0])
+        val_captions = {f"scene {VAL_START + number}": texts for number, texts in enumerate(told)}
+    captioner = build_captioner(args, encoder, [text for texts in captions for text in texts]).to(device)
+    views = 1
+    images: captioning.Images
+    val_images: captioning.Images
+    if args.images and args.freeze_encoder:
+        views = 2 if args.mirror else 1
+        images = captioning.Views([frozen_features(args, encoder, files, flip) for flip in (False, True)[:views]])
+        val_images = frozen_features(args, encoder, val_files, False)
+    elif args.images:
+        images, val_images = captioning.Photos(files, captioner), captioning.Photos(val_files, captioner)
+    else:
+        assert captioner.preprocessing is not None
+        images = captioning.Pixels(pixels, captioner.preprocessing)
+        val_images = captioning.Pixels(val_pixels, captioner.preprocessing)
+    remember = captioning.from_features if args.images and args.freeze_encoder else Captioner.encode
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
+                if key not in ("resume", "json", "workers", "features", "device")}
+    task = captioning.CaptionTask(
+        captioner, images, captions, val_images, val_captions, remember=remember, batch_size=args.batch_size,
+        refs=args.refs, smoothing=args.smoothing, seed=args.seed, views=views, drop_tokens=args.drop_tokens,
+        beams=args.beams, max_len=args.max_len, workers=args.workers if args.images and not args.freeze_encoder else 0,
+        notes={"data": str(args.captions or "scenes")}, progress=programs.progress)
+    trained = sum(parameter.numel() for parameter in captioner.parameters() if parameter.requires_grad)
+    programs.report(args, {"images": len(captions), "vocabulary": captioner.config.decoder.vocab_size,
+                           "trained_parameters": trained, "cut_captions": task.cut},
+                    f"{len(captions)} training pictures, vocabulary {captioner.config.decoder.vocab_size}, "
+                    f"{trained / 1e6:.2f} M trained parameters, {task.cut} captions cut at {args.max_len} tokens")
+    for row in fit(captioner, task, plan, out=args.out, settings=settings, resume=args.resume,
+                   progress=programs.progress):
+        programs.report(args, row, f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}  validation loss "
+                        f"{row['val_loss']:.3f}  CIDEr-D {row['cider_d']:.3f}  {row['seconds']:.0f} s")
+        plot_history(args.out, read_history(args.out))
+    finish(args, val_captions)
+
+
+def finish(args: argparse.Namespace, val_captions: Mapping[str, Sequence[str]]) -> None:
+    """Say what came out; for scenes, fix layer and heads to look at on training scenes."""
+    best = args.out / "best.safetensors"
+    captioner = minivl.load(best)
+    assert isinstance(captioner, Captioner)
+    if not args.images and "look" not in captioner.notes:
+        scenes = list(Scenes(min(LOOK_SCENES, args.scenes), size=captioner.config.encoder.image_size[0]))
+        captioner.notes["look"] = choose_look(captioner, scenes, args.beams)
+        minivl.save(captioner, best)
+    scores = captioner.notes["scores"]
+    programs.report(args, {"best": str(best), **scores}, f"best: CIDEr-D {scores['cider_d']:.3f} with {args.beams} "
+                    f"beams on {len(val_captions)} validation pictures ({scores['signature']}): {best}")
+
+
+if __name__ == "__main__":
+    programs.program(main)

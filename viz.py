@@ -1,0 +1,345 @@
+"""Every picture: captions word by word, the heads of a layer, and the curves of a training."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import minivl
+from minivl import programs
+from minivl.data.scenes import Scenes
+from minivl.errors import InputError
+from minivl.files import existing_file
+from minivl.geometry import Geometry
+from minivl.images import open_photo, preprocess
+from minivl.loading import Model
+from minivl.maps import to_grid, upsample, word_rows
+from minivl.models.captioner import Caption, Captioner
+from minivl.models.vit import ViT
+from minivl.nn.record import AttnRecord
+from minivl.plotting.attention import attention_sheet
+from minivl.plotting.captions import caption_sheet
+from minivl.plotting.figure import save_figure
+from minivl.plotting.history import history_plot
+from minivl.plotting.sheet import panel_size
+from minivl.text.tokenizer import Tokenizer
+from minivl.train.loop import autocast, read_history
+
+SHIPPED = "scenes-captioner"
+SCENES_START = 20_000_000  # no scene from here on is trained or validated on
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+TOGETHER = 16  # photos of a batch
+
+log = logging.getLogger("viz")
+
+
+# -- the command line ----------------------------------------------------------------------------------------
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = programs.Parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="caption | attention | history")
+    caption = commands.add_parser("caption", doc="Caption photos, and show where each word looked. Without photos: "
+                                  "built-in scenes.", help="photos word by word")
+    caption.add_argument("images", nargs="*", metavar="IMAGE", type=Path, help="photos, or folders of photos")
+    caption.add_argument("--weights", help=f"a captioner; without photos by default the shipped {SHIPPED}")
+    caption.add_argument("--out", type=Path, default=Path("runs/viz"), help="folder of the pictures")
+    caption.add_argument("--scenes", type=int, default=6, help="built-in scenes to draw, where no photos are given")
+    caption.add_argument("--beams", type=int, default=3, help="of the search; 1 is greedy")
+    caption.add_argument("--max-len", type=int, help="longest caption in tokens, the end token counted "
+                         "(default: 30, or what the decoder has room for)")
+    caption.add_argument("--layer", type=int, help="of the decoder, from 0, negative from its end (default: what the "
+                         "weights note, or the last)")
+    caption.add_argument("--heads", type=_heads, help='of that layer: "mean" or numbers such as 0,2 that are averaged '
+                         "(default: what the weights note, or the mean of all)")
+    attention = commands.add_parser("attention", doc="Show what the [class] token attends to, in the mean of the heads "
+                                    "and in every head.", help="photos head by head")
+    attention.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="photos, or folders of photos")
+    attention.add_argument("--weights", required=True, help="a ViT, or a captioner for its encoder")
+    attention.add_argument("--out", type=Path, default=Path("runs/viz/attention"), help="folder of the pictures")
+    attention.add_argument("--layer", type=int, default=-1, help="of the encoder, from 0, negative from its end")
+    attention.add_argument("--heads", choices=("mean", "all"), default="all", help="the mean alone, or every head, too")
+    history = commands.add_parser("history", doc="Draw losses and scores of training runs over each other.",
+                                  help="curves of trainings")
+    history.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folders of runs")
+    history.add_argument("--out", type=Path, default=Path("runs/viz/history.png"), help="the picture")
+    for command in (caption, attention, history):
+        command.add_common()
+    args = parser.parse_args(argv)
+    programs.check_common(args)
+    return args
+
+
+def _heads(text: str) -> str | tuple[int, ...]:
+    try:
+        return text if text == "mean" else tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r}: give "mean" or numbers such as 0,2') from None
+
+
+# -- photos --------------------------------------------------------------------------------------------------
+
+class Source(NamedTuple):
+    """A picture to look at, opened when its turn comes.
+
+    Attributes:
+        name: what it is called on standard output.
+        target: the PNG that will be drawn.
+        open: gives it as displayed.
+    """
+
+    name: str
+    target: Path
+    open: Callable[[], Image.Image]
+
+
+def photos(paths: Sequence[Path], out: Path) -> list[Source]:
+    """The photos of files and folders, each with a target of its own.
+
+    Raises:
+        InputError: nothing there, a folder without photos, two photos that would become one picture, or a
+            picture that would replace its photo.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(existing_file(path))
+            continue
+        inside = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        found = [file for file in inside if file.suffix.lower() in SUFFIXES]
+        if not found:
+            raise InputError(f"holds no photos ({', '.join(SUFFIXES)})", source=path)
+        if len(found) < len(inside):
+            log.info("%s: %d files that are no photos are left out", path, len(inside) - len(found))
+        files += found
+    sources: dict[str, Source] = {}
+    for file in files:
+        source = Source(str(file), out / f"{file.stem}.png", lambda file=file: open_photo(file))  # type: ignore
+        earlier = sources.setdefault(file.stem.casefold(), source)
+        if earlier is not source:
+            raise InputError(f"{earlier.name} and {file} would both become {source.target}: "
+                             "give one of them, or rename it")
+        if source.target.exists() and any(source.target.samefile(other) for other in files):
+            raise InputError(f"--out {out}: the picture would replace the photo {source.target}; "
+                             "give another folder")
+    return list(sources.values())
+
+
+def scenes(count: int, seed: int, size: int, out: Path) -> list[Source]:
+    """Built-in scenes; `size` is the side in pixels the model was trained on."""
+    if count < 1:
+        raise InputError(f"--scenes {count}: give at least 1")
+    drawn = Scenes(count, seed=seed, size=size, start=SCENES_START)
+    return [Source(f"scene-{number}", out / f"scene-{number}.png",
+                   lambda place=place: drawn[place].image)  # type: ignore
+            for place, number in enumerate(drawn.indices)]
+
+
+def batches(sources: Sequence[Source], model: Model) -> Iterator[tuple[list[Source], list[Image.Image], Tensor,
+                                                                       list[Geometry]]]:
+    """Sources with their photos as displayed, the tensor of them (B, 3, H, W), and geometries."""
+    for first in programs.progress(range(0, len(sources), TOGETHER), desc="pictures",
+                                   disable=len(sources) <= TOGETHER or None):
+        part = list(sources[first:first + TOGETHER])
+        opened, tensors, geometries = [], [], []
+        for source in part:
+            photo = source.open()
+            try:
+                tensor, (geometry,) = preprocess([photo], model)
+            except InputError as error:
+                raise InputError(str(error).removeprefix("photos[0]: "), source=source.name) from None
+            opened.append(photo)
+            tensors.append(tensor)
+            geometries.append(geometry)
+        yield part, opened, torch.cat(tensors), geometries
+
+
+def shown(geometry: Geometry, panels: int) -> Geometry:
+    """The same view of the photo as it is drawn on a sheet of so many panels: exact, on fewer pixels."""
+    return replace(geometry, source=panel_size(geometry.source, panels))
+
+
+# -- models --------------------------------------------------------------------------------------------------
+
+def load(weights: str, out: Path, device: torch.device) -> Model:
+    """A model that pictures can be made with; `out` is checked, too, before anything is computed."""
+    if out.exists() and not out.is_dir():
+        raise InputError("--out is a file, a folder is needed", source=out)
+    model = minivl.load(weights).to(device)
+    if model.preprocessing is None:
+        raise InputError("its preprocessing is unknown, so photos cannot be given to it: name the file after a "
+                         "preset, or save it with minivl.save", source=weights)
+    return model
+
+
+def check_layer(model: Model, site: str, layer: int, heads: str | Sequence[int], asked: str) -> int:
+    """The layer counted from 0.
+
+    Raises:
+        InputError: there is no such layer or head; `asked` says who wants it.
+    """
+    layers, count = model.attn_sites[site]
+    if not -layers <= layer < layers:
+        raise InputError(f"{asked} layer {layer}: there are {layers} (0 to {layers - 1}, or -{layers} to -1)")
+    for head in () if isinstance(heads, str) else heads:
+        if not -count <= head < count:
+            raise InputError(f"{asked} head {head}: there are {count} (0 to {count - 1}, or -{count} to -1)")
+    return layer % layers
+
+
+class Look(NamedTuple):
+    """Which cross-attention is shown: a layer, counted from 0, and the heads that are averaged."""
+
+    layer: int
+    heads: str | tuple[int, ...]
+
+
+def look_of(captioner: Captioner, weights: str, layer: int | None, heads: str | tuple[int, ...] | None) -> Look:
+    """The options, else what the weights note under "look", else the last layer and all its heads.
+
+    Heads noted for one layer say nothing about another: with a layer of one's own it is the mean of all.
+
+    Raises:
+        InputError: a layer or head that is not there.
+    """
+    noted = captioner.notes.get("look") or {}
+    asked = "--layer, --heads:" if layer is not None or heads is not None else f"{weights}: notes, look:"
+    if heads is None:
+        there = noted.get("heads", "mean") if layer is None else "mean"
+        heads = there if isinstance(there, str) else tuple(there)
+    if layer is None:
+        layer = noted.get("layer", -1)
+    return Look(check_layer(captioner, "cross", layer, heads, asked), heads)
+
+
+# -- caption -------------------------------------------------------------------------------------------------
+
+def spans(caption: Caption, tokenizer: Tokenizer | None, eos_id: int) -> list[tuple[str, int, int]]:
+    """The panels after <BOS>: (label, start, stop) with the pieces ``ids[start:stop]``.
+
+    Words; unknown tokens, which are in no word; without a tokenizer every id; and <EOS>, if it was chosen.
+    """
+    last = len(caption.ids) - 1
+    found = [(word.text, word.start, word.stop) for word in caption.words or ()]
+    for place, id in enumerate(caption.ids[1:], 1):
+        if place == last and id == eos_id:
+            found.append(("<EOS>", place, place + 1))
+        elif tokenizer is None:
+            found.append((f"#{id}", place, place + 1))
+        elif id == tokenizer.unk_id:
+            found.append(("<UNK>", place, place + 1))
+    return sorted(found, key=lambda span: span[1])
+
+
+def draw_caption(photo: Image.Image, caption: Caption, cross: Tensor, labels: Sequence[tuple[str, int, int]],
+                 geometry: Geometry, n_prefix: int, note: str, target: Path) -> None:
+    """One caption sheet.
+
+    Args:
+        photo: as displayed.
+        caption: what was said.
+        cross: (T, N) the looks, row t chose ``ids[t + 1]``.
+        labels: of `spans`.
+        geometry: of the photo.
+        n_prefix: tokens before the patches.
+        note: what cross is.
+        target: the PNG.
+    """
+    rows = word_rows(cross, [(start, stop) for _, start, stop in labels])  # (W, N)
+    if n_prefix and len(rows):
+        note += f" · {rows[:, :n_prefix].sum(1).mean():.0%} of the weight is on the [class] token, not on patches"
+    maps = upsample(to_grid(rows, n_prefix, geometry.grid), shown(geometry, len(labels) + 1))  # (W, h, w)
+    panels = [("<BOS>", None), *((label, heat.numpy()) for (label, _, _), heat in zip(labels, maps))]
+    text = " ".join(label for label, _, _ in labels if label != "<EOS>") if caption.text is None else caption.text
+    save_figure(caption_sheet(photo, panels, caption=text, logprob=caption.logprob, note=note), target)
+
+
+@torch.no_grad()
+def run_caption(args: argparse.Namespace) -> None:
+    """Captions with a picture each."""
+    if args.images and not args.weights:
+        raise InputError("--weights is missing: which captioner shall see these photos?")
+    sources = photos(args.images, args.out)
+    weights, device = args.weights or SHIPPED, programs.device_of(args.device)
+    model = load(weights, args.out, device)
+    if not isinstance(model, Captioner):
+        raise InputError("is a classifier, which says no captions; give the weights of a captioner "
+                         "(train_p2.py makes them), or use: viz.py attention", source=weights)
+    look, decoder = look_of(model, weights, args.layer, args.heads), model.config.decoder
+    max_len = min(30, decoder.max_len) if args.max_len is None else args.max_len
+    sources = sources or scenes(args.scenes, args.seed, model.config.encoder.image_size[0], args.out)
+    named = f"mean of all {decoder.num_heads} heads" if look.heads == "mean" else \
+        f"head {look.heads[0]}" if len(look.heads) == 1 else f"mean of heads {', '.join(map(str, look.heads))}"
+    note = f"cross-attention in decoder layer {look.layer} (of 0 to {decoder.depth - 1}), {named}"
+    for part, opened, images, geometries in batches(sources, model):
+        record = AttnRecord(sites=("cross",), layers=[look.layer], heads=look.heads)
+        with autocast(device, args.precision):
+            memory = model.encode(images.to(device))
+            captions = model.caption(memory, beams=args.beams, max_len=max_len)
+            model.replay(None, captions, attn=record, memory=memory)
+        cross = record["cross", look.layer].mean(1).float().cpu()  # (B, T, N)
+        for source, photo, caption, rows, geometry in zip(part, opened, captions, cross, geometries):
+            labels = spans(caption, model.tokenizer, decoder.eos_id)
+            draw_caption(photo, caption, rows, labels, geometry, memory.n_prefix, note, source.target)
+            words = None if caption.words is None else [word._asdict() for word in caption.words]
+            programs.report(args, {"image": source.name, "text": caption.text, "ids": list(caption.ids),
+                                   "words": words, "logprob": caption.logprob, "path": str(source.target)},
+                            f"{source.target}: {caption.text if caption.text is not None else list(caption.ids)}")
+
+
+# -- attention -----------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def run_attention(args: argparse.Namespace) -> None:
+    """The [class] row of a layer of the encoder, a picture per photo."""
+    sources = photos(args.images, args.out)
+    device = programs.device_of(args.device)
+    model = load(args.weights, args.out, device)
+    config = model.config if isinstance(model, ViT) else model.config.encoder
+    if not config.class_token:
+        raise InputError("this encoder has no [class] token, whose attention is drawn here", source=args.weights)
+    layer = check_layer(model, "encoder", args.layer, "all", "--layer:")
+    for part, opened, images, geometries in batches(sources, model):
+        record = AttnRecord(sites=("encoder",), layers=[layer], queries="class")
+        with autocast(device, args.precision):
+            model.encode(images.to(device), attn=record)
+        rows = record["encoder", layer][:, :, 0].float().cpu()  # (B, h, N)
+        for source, photo, row, geometry in zip(part, opened, rows, geometries):
+            looks = torch.cat([row.mean(0, keepdim=True), row] if args.heads == "all" else [row.mean(0, keepdim=True)])
+            maps = upsample(to_grid(looks, config.n_prefix, geometry.grid), shown(geometry, len(looks) + 1)).numpy()
+            note = (f"row of the [class] token in encoder layer {layer} (of 0 to {config.depth - 1}) · "
+                    f"{looks[0, :config.n_prefix].sum():.0%} of the mean's weight is on that token itself, "
+                    "not on patches")
+            figure = attention_sheet(photo, maps[0], maps[1:], title=Path(source.name).name, note=note)
+            save_figure(figure, source.target)
+            programs.report(args, {"image": source.name, "layer": layer, "heads": config.num_heads,
+                                   "path": str(source.target)}, str(source.target))
+
+
+# -- history -------------------------------------------------------------------------------------------------
+
+def run_history(args: argparse.Namespace) -> None:
+    """Curves of runs."""
+    resolved = [run.resolve() for run in args.runs]
+    names = [run.name for run in resolved]
+    if len(set(resolved)) < len(resolved):
+        raise InputError("a run is given twice")
+    runs = {run.name if names.count(run.name) == 1 else str(run): read_history(run) for run in resolved}
+    save_figure(history_plot(runs), args.out)
+    programs.report(args, {"runs": [str(run) for run in args.runs], "path": str(args.out)}, str(args.out))
+
+
+def main(argv: Sequence[str] | None) -> None:
+    args = parse(argv)
+    {"caption": run_caption, "attention": run_attention, "history": run_history}[args.command](args)
+
+
+if __name__ == "__main__":
+    programs.program(main)

@@ -1,0 +1,1 @@
+"""Weights and the programs that make them: ``python -m weights.<verb>``."""
