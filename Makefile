@@ -36,7 +36,7 @@ lint: .venv/installed-test
 
 bench: .venv/installed-test
 	$(BIN)/python -m bench.capture
-	$(BIN)/python -m bench.decoding
+	$(BIN)/python -m bench.training
 
 # the shipped captioner: the demo's recipe, longer
 weights: .venv/installed

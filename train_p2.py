@@ -26,7 +26,7 @@ from minivl.models.vit import ViT
 from minivl.text.tokenizer import Tokenizer
 from minivl.plotting.history import plot_history
 from minivl.train import captioning, features
-from minivl.train.loop import Plan, autocast, fit, read_history
+from minivl.train.loop import Plan, Run, fit, read_history
 
 HERE = Path(__file__).resolve().parent
 LOOK_SCENES = 300  # training scenes on which layer and heads to look at are fixed
@@ -89,8 +89,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     real = (args.images, args.captions, args.val_captions)
     if any(real) and not all(real):
         raise InputError("--images, --captions and --val-captions go together")
-    if args.mirror and not args.freeze_encoder:
-        raise InputError("--mirror is for --freeze-encoder: it doubles the stored features")
+    if args.mirror and not (args.images and args.freeze_encoder):
+        raise InputError("--mirror is for --images with --freeze-encoder: it doubles the stored features")
+    for name, least in (("scenes", 1), ("val_scenes", 2), ("refs", 1), ("beams", 1), ("max_len", 1), ("min_count", 1)):
+        if getattr(args, name) < least:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give {least} or more")
+    if args.batch_size < args.refs:
+        raise InputError(f"--batch-size {args.batch_size} must hold at least the --refs {args.refs} of one picture")
     if not 0 <= args.drop_tokens < 1 or not 0 <= args.dropout < 1 or not 0 <= args.smoothing < 1:
         raise InputError("--drop-tokens, --dropout and --smoothing lie between 0 and 1")
     return args
@@ -125,7 +130,7 @@ def build_captioner(args: argparse.Namespace, encoder: ViT, texts: Sequence[str]
     torch.manual_seed(args.seed)
     decoder = DecoderConfig(
         vocab_size=tokenizer.vocab_size, width=args.width, depth=args.depth, num_heads=args.heads,
-        mlp_dim=4 * args.width, max_len=args.max_len, norm=args.norm, positions=args.positions, tied=args.tied,
+        mlp_dim=4 * args.width, max_len=args.max_len + 1, norm=args.norm, positions=args.positions, tied=args.tied,
         dropout=args.dropout, pad_id=tokenizer.pad_id, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
     captioner = Captioner(CaptionerConfig(encoder.config, decoder), tokenizer=tokenizer,
                           preprocessing=encoder.preprocessing)
@@ -155,8 +160,7 @@ def draw_scenes(args: argparse.Namespace, start: int, count: int, size: int) -> 
 def frozen_features(args: argparse.Namespace, encoder: ViT, photos: Sequence[Path], flip: bool) -> features.Features:
     """Features of photos by the frozen encoder, from the cache where they are there."""
     return features.compute_features(
-        encoder, photos, args.features, flip=flip, dtype=args.precision, progress=programs.progress,
-        autocast=partial(autocast, next(encoder.parameters()).device, args.precision))
+        encoder, photos, args.features, flip=flip, dtype=args.precision, progress=programs.progress)
 
 
 def load_photos(args: argparse.Namespace) -> tuple[CaptionSet, CaptionSet]:
@@ -174,6 +178,7 @@ def main(argv: Sequence[str] | None) -> None:
     device = programs.device_of(args.device)
     args.precision = programs.precision_of(args.precision, device)
     plan = Plan(args.epochs, args.lr, args.weight_decay, args.warmup, args.clip, args.precision, args.ema, args.seed)
+    Run(args.out).check(args.resume)
     encoder = build_encoder(args).to(device)
     size = encoder.config.image_size
     if args.images:
@@ -221,6 +226,7 @@ def main(argv: Sequence[str] | None) -> None:
 
 def finish(args: argparse.Namespace, val_captions: Mapping[str, Sequence[str]]) -> None:
     """Say what came out; for scenes, fix layer and heads to look at on training scenes."""
+    plot_history(args.out, read_history(args.out))
     best = args.out / "best.safetensors"
     captioner = minivl.load(best)
     assert isinstance(captioner, Captioner)

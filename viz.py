@@ -6,6 +6,7 @@ import argparse
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,8 +36,9 @@ from minivl.train.loop import autocast, read_history
 
 SHIPPED = "scenes-captioner"
 SCENES_START = 20_000_000  # no scene from here on is trained or validated on
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 TOGETHER = 16  # photos of a batch
+Batch = tuple[list["Source"], list[Image.Image], Tensor, list[Geometry]]
 
 log = logging.getLogger("viz")
 
@@ -46,28 +48,32 @@ log = logging.getLogger("viz")
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = programs.Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="caption | attention | history")
-    caption = commands.add_parser("caption", doc="Caption photos, and show where each word looked. Without photos: "
-                                  "built-in scenes.", help="photos word by word")
+    caption = commands.add_parser("caption", help="photos word by word", doc="Caption photos, and show where "
+                                  "each word looked. Without photos: built-in scenes.")
     caption.add_argument("images", nargs="*", metavar="IMAGE", type=Path, help="photos, or folders of photos")
-    caption.add_argument("--weights", help=f"a captioner; without photos by default the shipped {SHIPPED}")
+    caption.add_argument("--weights", help=f"a captioner (without photos {SHIPPED}, which is shipped)")
     caption.add_argument("--out", type=Path, default=Path("runs/viz"), help="folder of the pictures")
-    caption.add_argument("--scenes", type=int, default=6, help="built-in scenes to draw, where no photos are given")
+    caption.add_argument("--scenes", type=int, default=6, help="how many to draw, where no photos are given")
     caption.add_argument("--beams", type=int, default=3, help="of the search; 1 is greedy")
     caption.add_argument("--max-len", type=int, help="longest caption in tokens, the end token counted "
-                         "(default: 30, or what the decoder has room for)")
-    caption.add_argument("--layer", type=int, help="of the decoder, from 0, negative from its end (default: what the "
-                         "weights note, or the last)")
-    caption.add_argument("--heads", type=_heads, help='of that layer: "mean" or numbers such as 0,2 that are averaged '
-                         "(default: what the weights note, or the mean of all)")
-    attention = commands.add_parser("attention", doc="Show what the [class] token attends to, in the mean of the heads "
-                                    "and in every head.", help="photos head by head")
-    attention.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="photos, or folders of photos")
+                         "(without it: 30, or what the decoder has room for)")
+    caption.add_argument("--layer", type=int, help="of the decoder, from 0, negative from its end (without "
+                         "it: what the weights note, or the last)")
+    caption.add_argument("--heads", type=_heads, help='of that layer: "mean" or numbers such as 0,2 that are '
+                         "averaged (without it: what the weights note, or the mean of all)")
+    attention = commands.add_parser("attention", help="photos head by head", doc="Show what the [class] "
+                                    "token attends to, in the mean of the heads and in every head.")
+    attention.add_argument("images", nargs="+", metavar="IMAGE", type=Path,
+                           help="photos, or folders of photos")
     attention.add_argument("--weights", required=True, help="a ViT, or a captioner for its encoder")
-    attention.add_argument("--out", type=Path, default=Path("runs/viz/attention"), help="folder of the pictures")
-    attention.add_argument("--layer", type=int, default=-1, help="of the encoder, from 0, negative from its end")
-    attention.add_argument("--heads", choices=("mean", "all"), default="all", help="the mean alone, or every head, too")
-    history = commands.add_parser("history", doc="Draw losses and scores of training runs over each other.",
-                                  help="curves of trainings")
+    attention.add_argument("--out", type=Path, default=Path("runs/viz/attention"),
+                           help="folder of the pictures")
+    attention.add_argument("--layer", type=int, default=-1,
+                           help="of the encoder, from 0, negative from its end")
+    attention.add_argument("--heads", choices=("mean", "all"), default="all",
+                           help="the mean alone, or every head, too")
+    history = commands.add_parser("history", help="curves of trainings",
+                                  doc="Draw losses and scores of training runs over each other.")
     history.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folders of runs")
     history.add_argument("--out", type=Path, default=Path("runs/viz/history.png"), help="the picture")
     for command in (caption, attention, history):
@@ -121,7 +127,7 @@ def photos(paths: Sequence[Path], out: Path) -> list[Source]:
         files += found
     sources: dict[str, Source] = {}
     for file in files:
-        source = Source(str(file), out / f"{file.stem}.png", lambda file=file: open_photo(file))  # type: ignore
+        source = Source(str(file), out / f"{file.stem}.png", partial(open_photo, file))
         earlier = sources.setdefault(file.stem.casefold(), source)
         if earlier is not source:
             raise InputError(f"{earlier.name} and {file} would both become {source.target}: "
@@ -137,13 +143,15 @@ def scenes(count: int, seed: int, size: int, out: Path) -> list[Source]:
     if count < 1:
         raise InputError(f"--scenes {count}: give at least 1")
     drawn = Scenes(count, seed=seed, size=size, start=SCENES_START)
-    return [Source(f"scene-{number}", out / f"scene-{number}.png",
-                   lambda place=place: drawn[place].image)  # type: ignore
+    return [Source(f"scene-{number}", out / f"scene-{number}.png", partial(_draw, drawn, place))
             for place, number in enumerate(drawn.indices)]
 
 
-def batches(sources: Sequence[Source], model: Model) -> Iterator[tuple[list[Source], list[Image.Image], Tensor,
-                                                                       list[Geometry]]]:
+def _draw(drawn: Scenes, place: int) -> Image.Image:
+    return drawn[place].image
+
+
+def batches(sources: Sequence[Source], model: Model) -> Iterator[Batch]:
     """Sources with their photos as displayed, the tensor of them (B, 3, H, W), and geometries."""
     for first in programs.progress(range(0, len(sources), TOGETHER), desc="pictures",
                                    disable=len(sources) <= TOGETHER or None):
@@ -174,8 +182,8 @@ def load(weights: str, out: Path, device: torch.device) -> Model:
         raise InputError("--out is a file, a folder is needed", source=out)
     model = minivl.load(weights).to(device)
     if model.preprocessing is None:
-        raise InputError("its preprocessing is unknown, so photos cannot be given to it: name the file after a "
-                         "preset, or save it with minivl.save", source=weights)
+        raise InputError("its preprocessing is unknown, so photos cannot be given to it: name the file after "
+                         "a preset, or save it with minivl.save", source=weights)
     return model
 
 
@@ -187,7 +195,8 @@ def check_layer(model: Model, site: str, layer: int, heads: str | Sequence[int],
     """
     layers, count = model.attn_sites[site]
     if not -layers <= layer < layers:
-        raise InputError(f"{asked} layer {layer}: there are {layers} (0 to {layers - 1}, or -{layers} to -1)")
+        raise InputError(f"{asked} layer {layer}: there are {layers} (0 to {layers - 1}, "
+                         f"or -{layers} to -1)")
     for head in () if isinstance(heads, str) else heads:
         if not -count <= head < count:
             raise InputError(f"{asked} head {head}: there are {count} (0 to {count - 1}, or -{count} to -1)")
@@ -201,7 +210,8 @@ class Look(NamedTuple):
     heads: str | tuple[int, ...]
 
 
-def look_of(captioner: Captioner, weights: str, layer: int | None, heads: str | tuple[int, ...] | None) -> Look:
+def look_of(captioner: Captioner, weights: str, layer: int | None,
+            heads: str | tuple[int, ...] | None) -> Look:
     """The options, else what the weights note under "look", else the last layer and all its heads.
 
     Heads noted for one layer say nothing about another: with a layer of one's own it is the mean of all.
@@ -254,10 +264,13 @@ def draw_caption(photo: Image.Image, caption: Caption, cross: Tensor, labels: Se
     """
     rows = word_rows(cross, [(start, stop) for _, start, stop in labels])  # (W, N)
     if n_prefix and len(rows):
-        note += f" · {rows[:, :n_prefix].sum(1).mean():.0%} of the weight is on the [class] token, not on patches"
+        share = rows[:, :n_prefix].sum(1).mean()
+        note += f" · {share:.0%} of the weight is on the [class] token, not on patches"
     maps = upsample(to_grid(rows, n_prefix, geometry.grid), shown(geometry, len(labels) + 1))  # (W, h, w)
     panels = [("<BOS>", None), *((label, heat.numpy()) for (label, _, _), heat in zip(labels, maps))]
-    text = " ".join(label for label, _, _ in labels if label != "<EOS>") if caption.text is None else caption.text
+    text = caption.text
+    if text is None:
+        text = " ".join(label for label, _, _ in labels if label != "<EOS>")
     save_figure(caption_sheet(photo, panels, caption=text, logprob=caption.logprob, note=note), target)
 
 
@@ -273,17 +286,19 @@ def run_caption(args: argparse.Namespace) -> None:
         raise InputError("is a classifier, which says no captions; give the weights of a captioner "
                          "(train_p2.py makes them), or use: viz.py attention", source=weights)
     look, decoder = look_of(model, weights, args.layer, args.heads), model.config.decoder
-    max_len = min(30, decoder.max_len) if args.max_len is None else args.max_len
+    max_len = min(30, decoder.max_len - 1) if args.max_len is None else args.max_len
     sources = sources or scenes(args.scenes, args.seed, model.config.encoder.image_size[0], args.out)
-    named = f"mean of all {decoder.num_heads} heads" if look.heads == "mean" else \
-        f"head {look.heads[0]}" if len(look.heads) == 1 else f"mean of heads {', '.join(map(str, look.heads))}"
+    named = f"mean of all {decoder.num_heads} heads"
+    if look.heads != "mean":
+        named = f"{'mean of heads' if len(look.heads) > 1 else 'head'} {', '.join(map(str, look.heads))}"
     note = f"cross-attention in decoder layer {look.layer} (of 0 to {decoder.depth - 1}), {named}"
     for part, opened, images, geometries in batches(sources, model):
         record = AttnRecord(sites=("cross",), layers=[look.layer], heads=look.heads)
-        with autocast(device, args.precision):
+        with autocast(device, programs.precision_of(args.precision, device)):
             memory = model.encode(images.to(device))
             captions = model.caption(memory, beams=args.beams, max_len=max_len)
-            model.replay(None, captions, attn=record, memory=memory)
+            # without its last id, which chooses nothing, a caption of full length fits into the decoder, too
+            model.replay(None, [caption.ids[:-1] for caption in captions], attn=record, memory=memory)
         cross = record["cross", look.layer].mean(1).float().cpu()  # (B, T, N)
         for source, photo, caption, rows, geometry in zip(part, opened, captions, cross, geometries):
             labels = spans(caption, model.tokenizer, decoder.eos_id)
@@ -291,7 +306,7 @@ def run_caption(args: argparse.Namespace) -> None:
             words = None if caption.words is None else [word._asdict() for word in caption.words]
             programs.report(args, {"image": source.name, "text": caption.text, "ids": list(caption.ids),
                                    "words": words, "logprob": caption.logprob, "path": str(source.target)},
-                            f"{source.target}: {caption.text if caption.text is not None else list(caption.ids)}")
+                            f"{source.target}: {list(caption.ids) if caption.text is None else caption.text}")
 
 
 # -- attention -----------------------------------------------------------------------------------------------
@@ -304,20 +319,23 @@ def run_attention(args: argparse.Namespace) -> None:
     model = load(args.weights, args.out, device)
     config = model.config if isinstance(model, ViT) else model.config.encoder
     if not config.class_token:
-        raise InputError("this encoder has no [class] token, whose attention is drawn here", source=args.weights)
+        raise InputError("this encoder has no [class] token, whose attention is drawn here",
+                         source=args.weights)
     layer = check_layer(model, "encoder", args.layer, "all", "--layer:")
     for part, opened, images, geometries in batches(sources, model):
         record = AttnRecord(sites=("encoder",), layers=[layer], queries="class")
-        with autocast(device, args.precision):
+        with autocast(device, programs.precision_of(args.precision, device)):
             model.encode(images.to(device), attn=record)
         rows = record["encoder", layer][:, :, 0].float().cpu()  # (B, h, N)
         for source, photo, row, geometry in zip(part, opened, rows, geometries):
-            looks = torch.cat([row.mean(0, keepdim=True), row] if args.heads == "all" else [row.mean(0, keepdim=True)])
-            maps = upsample(to_grid(looks, config.n_prefix, geometry.grid), shown(geometry, len(looks) + 1)).numpy()
+            looks = torch.cat([row.mean(0, keepdim=True), row])  # (1 + h, N)
+            looks = looks if args.heads == "all" else looks[:1]
+            grids = to_grid(looks, config.n_prefix, geometry.grid)
+            maps = upsample(grids, shown(geometry, len(looks) + 1)).numpy()
             note = (f"row of the [class] token in encoder layer {layer} (of 0 to {config.depth - 1}) · "
                     f"{looks[0, :config.n_prefix].sum():.0%} of the mean's weight is on that token itself, "
                     "not on patches")
-            figure = attention_sheet(photo, maps[0], maps[1:], title=Path(source.name).name, note=note)
+            figure = attention_sheet(photo, maps[0], list(maps[1:]), title=Path(source.name).name, note=note)
             save_figure(figure, source.target)
             programs.report(args, {"image": source.name, "layer": layer, "heads": config.num_heads,
                                    "path": str(source.target)}, str(source.target))

@@ -37,7 +37,8 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def interleaved(model: torch.nn.Module, images: torch.Tensor, repeats: int) -> tuple[list[float], list[float]]:
+def interleaved(model: torch.nn.Module, images: torch.Tensor,
+                repeats: int) -> tuple[list[float], list[float]]:
     """Seconds of `repeats` plain and `repeats` recording passes, whose order within a pair alternates."""
     plain: list[float] = []
     recording: list[float] = []
@@ -83,7 +84,8 @@ def measure(args: argparse.Namespace) -> dict[str, float | str | int]:
 
 def main() -> int:
     """Measure, print, and say whether the limits hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_base_patch16_224", help="a preset's name")
     parser.add_argument("--batch", type=int, default=1, help="images per pass")
     parser.add_argument("--repeats", type=int, default=60, help="pairs of passes")

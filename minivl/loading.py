@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields as dataclass_fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,7 +65,7 @@ def create(name: str, *, num_classes: int | None = None, **overrides: Any) -> Vi
 
 
 def _replaced(config: ViTConfig, changes: Mapping[str, Any]) -> ViTConfig:
-    known = [field.name for field in dataclass_fields(config)]
+    known = [field.name for field in fields(config)]
     unknown = [name for name in changes if name not in known]
     if unknown:
         raise InputError(f"unknown field {some(unknown)}; a ViT has: {some(known, 30)}")
@@ -145,27 +145,31 @@ def load(source: str | os.PathLike[str], *, num_classes: int | None = None, veri
     return model.eval()
 
 
-def _own(state: dict[str, Tensor], text: str, path: Path, verify: bool) -> Model:
+def _own(state: dict[str, Tensor], header_text: str, path: Path, verify: bool) -> Model:
     """A model from a file that `save` wrote."""
     try:
-        header = json.loads(text)
+        header = json.loads(header_text)
         if header["format"] != FORMAT:
             raise InputError(f"is of format {header['format']}, this version reads {FORMAT}", source=path)
-        preprocessing = header["preprocessing"] and Preprocessing.from_dict(header["preprocessing"])
+        settings = header["preprocessing"]
+        preprocessing = None if settings is None else Preprocessing.from_dict(settings)
         config = header["config"]
         model: Model
         if header["kind"] == "vit":
             names = header["class_names"]
-            model = ViT(ViTConfig(**config), preprocessing=preprocessing, class_names=names and tuple(names))
+            model = ViT(ViTConfig(**config), preprocessing=preprocessing,
+                        class_names=None if names is None else tuple(names))
         elif header["kind"] == "captioner":
-            tokenizer = header["tokenizer"] and Tokenizer.from_json(header["tokenizer"])
+            text = header["tokenizer"]
+            tokenizer = None if text is None else Tokenizer.from_json(text)
             model = Captioner(
                 CaptionerConfig(ViTConfig(**config["encoder"]), DecoderConfig(**config["decoder"])),
                 tokenizer=tokenizer, preprocessing=preprocessing, notes=header["notes"])
         else:
             raise InputError(f"holds a {header['kind']!r}, which this version does not know", source=path)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"its minivl header is damaged ({type(error).__name__}: {error})", source=path) from None
+        raise InputError(f"its minivl header is damaged ({type(error).__name__}: {error})",
+                         source=path) from None
     except InputError as error:
         raise InputError(str(error), source=path) from None
     if verify and _digest(state, header) != header.get("sha256"):
@@ -206,8 +210,8 @@ def _replace_head(model: ViT, num_classes: int) -> None:
 
 # -- foreign weights -----------------------------------------------------------------------------------------
 
-def from_state_dict(state: Mapping[str, Tensor], *, family: str = "auto", config: Mapping[str, Any] | None = None,
-                    name: str | None = None) -> ViT:
+def from_state_dict(state: Mapping[str, Tensor], *, family: str = "auto",
+                    config: Mapping[str, Any] | None = None, name: str | None = None) -> ViT:
     """A model of ours from another library's tensors in memory.
 
     What tensors cannot tell (heads, activation, eps, preprocessing) comes, in this order, from `config`,
@@ -229,7 +233,8 @@ def from_state_dict(state: Mapping[str, Tensor], *, family: str = "auto", config
     if family != "auto" and family not in FAMILIES:
         raise InputError(f"unknown family {family!r}; known are: {some(FAMILIES)}")
     names = set(state)
-    known = [FAMILIES[family]] if family != "auto" else [one for one in FAMILIES.values() if one.recognises(names)]
+    known = [module for key, module in FAMILIES.items()
+             if (module.recognises(names) if family == "auto" else key == family)]
     if not known:
         raise InputError(f"these {len(names)} tensors are of no known family ({some(FAMILIES)}); "
                          f"the first are: {some(sorted(names), 4)}")
@@ -244,16 +249,11 @@ def from_state_dict(state: Mapping[str, Tensor], *, family: str = "auto", config
         preprocessing = preprocessing or preset.preprocessing
     elif "num_heads" not in full:
         raise InputError(_undecided(told))
-    known_fields = [field.name for field in dataclass_fields(ViTConfig)]
-    if strange := [field for field in full if field not in known_fields]:
-        raise InputError(f"config: unknown field {some(strange)}; a ViT has: {some(known_fields, 30)}")
-    if untold := [field for field in known_fields[:known_fields.index("num_classes")] if field not in full]:
-        raise InputError(f"tensors that tell {some(untold)} are missing or oddly shaped, and no preset's name was "
-                         f"given: give name= or config={{{untold[0]!r}: ...}}")
-    model_config = ViTConfig(**full)
+    model_config = _vit_config(full)
     if preprocessing is not None:
         preprocessing = replace(preprocessing, size=model_config.image_size)
-    model = ViT(model_config, preprocessing=preprocessing)
+    with torch.device("meta"):  # shapes are enough: every tensor is put in below
+        model = ViT(model_config, preprocessing=preprocessing)
     tensors, unknown = table.rename(state, module.TABLE)
     # Copies: training this model shall not change the tensors it came from, nor another model made of them.
     tensors = {ours: tensor.detach().clone() for ours, tensor in tensors.items()}
@@ -272,6 +272,18 @@ def _agree(told: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"config says {field}={value!r}, the tensors say {told[field]!r}")
         full[field] = value
     return full
+
+
+def _vit_config(full: Mapping[str, Any]) -> ViTConfig:
+    """A config of these fields; raises where one is unknown, or one without a default is not among them."""
+    known = [field.name for field in fields(ViTConfig)]
+    if strange := [name for name in full if name not in known]:
+        raise InputError(f"config: unknown field {some(strange)}; a ViT has: {some(known, 30)}")
+    needed = [field.name for field in fields(ViTConfig) if field.default is MISSING]
+    if untold := [name for name in needed if name not in full]:
+        raise InputError(f"tensors that tell {some(untold)} are missing or oddly shaped, and no preset is "
+                         f"named: give name= or config={{{untold[0]!r}: ...}}")
+    return ViTConfig(**full)
 
 
 def _fitting(told: Mapping[str, Any]) -> dict[str, Preset]:

@@ -49,8 +49,8 @@ def word_rows(weights: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
     """
     for start, stop in spans:
         if not 1 <= start < stop <= weights.shape[-2] + 1:
-            raise InputError(f"no rows chose ids {start} to {stop - 1}: {weights.shape[-2]} rows chose ids 1 to "
-                             f"{weights.shape[-2]}")
+            raise InputError(f"no rows chose ids {start} to {stop - 1}: there are {weights.shape[-2]}, which "
+                             f"chose ids 1 to {weights.shape[-2]}")
     if not spans:
         return weights[..., :0, :]
     return torch.stack([weights[..., start - 1:stop - 1, :].mean(-2) for start, stop in spans], dim=-2)

@@ -95,7 +95,7 @@ def recipe_defaults(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
         InputError: no such recipe, or a setting that is no option.
     """
     parser.add_argument("--recipe", help=f"settings by name: {some(sorted(f.stem for f in folder.glob('*.json')), 40)}")
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early = Parser(None, add_help=False)
     early.add_argument("--recipe")
     name = early.parse_known_args(argv)[0].recipe
     if name is None:
@@ -103,12 +103,30 @@ def recipe_defaults(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
     path = folder / f"{name}.json"
     if not path.exists():
         raise InputError(f"--recipe {name}: unknown; there are: {some(sorted(f.stem for f in folder.glob('*.json')), 40)}")
-    settings = {key: value for key, value in read_json(path).items() if key != "about"}
-    known = {action.dest for action in parser._actions}
-    unknown = [key for key in settings if key not in known]
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise InputError("is no JSON object of settings", source=path)
+    settings.pop("about", None)
+    options = {action.dest: action for action in parser._actions if action.dest not in ("help", "recipe")}
+    unknown = [key for key in settings if key not in options]
     if unknown:
-        raise InputError(f"no such setting: {some(unknown)}", source=path)
+        raise InputError(f"no such setting: {some(unknown)}; there are: {some(options, 60)}", source=path)
+    wrong = [f"{key}: {value!r}" for key, value in settings.items() if not _fits(options[key], value)]
+    if wrong:
+        raise InputError(f"settings that the option would not take: {some(wrong)}", source=path)
     parser.set_defaults(**settings)
+
+
+def _fits(option: argparse.Action, value: Any) -> bool:
+    """Whether a JSON value is one that the command line could have given."""
+    if value is None:
+        return option.default is None
+    if option.nargs == 0:  # a switch
+        return isinstance(value, bool)
+    if option.choices is not None:
+        return value in option.choices
+    kinds: dict[Any, Any] = {int: int, float: (int, float)}
+    return isinstance(value, kinds.get(option.type, str)) and not isinstance(value, bool)
 
 
 def program(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
@@ -117,13 +135,13 @@ def program(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
     logging.getLogger("PIL").setLevel(logging.WARNING)
     try:
         main(None)
+    except BrokenPipeError:  # the reader of a pipe has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (InputError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     sys.exit(0)

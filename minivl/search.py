@@ -102,7 +102,8 @@ def beam_search(decode: Steps, prompt: Tensor, *, eos_id: int, beams: int = 3, m
         for image, beam, logprob in ended:
             sequence = (*ids[image, beam].tolist(), eos_id)
             finished[images[image]].append(_hypothesis(sequence, logprob, length, normalise))
-        ids = torch.cat([ids.gather(1, parents[..., None].expand(-1, -1, ids.shape[2])), tokens[..., None]], 2)
+        continued = ids.gather(1, parents[..., None].expand(-1, -1, ids.shape[2]))
+        ids = torch.cat([continued, tokens[..., None]], 2)
         rows = (torch.arange(len(images), device=ids.device)[:, None] * sums.shape[1] + parents).flatten()
         sums = sums_open
         if length == max_len:
@@ -119,7 +120,7 @@ def beam_search(decode: Steps, prompt: Tensor, *, eos_id: int, beams: int = 3, m
             ids, sums, images = ids[kept], sums[kept], [images[i] for i in open_]
         logp = decode.step(ids[..., -1].flatten()).unflatten(0, sums.shape)  # (B, beams, V)
     if not all(finished):
-        raise InputError("the search found no sequence of finite log-probability: the model gives nan or -inf")
+        raise InputError("no sequence has a finite log-probability: the model gives nan or -inf")
     return [sorted(found, key=lambda one: -one.score)[:n_best] for found in finished]
 
 

@@ -174,7 +174,7 @@ def test_places_are_true(drawn: list[Scene]) -> None:
 
 def test_counts_and_sizes_are_true(drawn: list[Scene]) -> None:
     areas: dict[tuple[str, int], dict[bool, list[int]]] = {}
-    for item in drawn[:400]:
+    for item in drawn[:300]:
         parts = {kind: pieces(mask) for kind, mask in item.masks.items()}
         for phrase in (match for caption in item.captions for match in PHRASE.finditer(caption)):
             if phrase["noun"] is None:

@@ -38,7 +38,7 @@ def rename(state: Mapping[str, Tensor], table: Sequence[Rule]) -> tuple[dict[str
     """Apply a table.
 
     Returns:
-        ``(tensors in our names, source names that no rule matches)``; the tensors may be views of those given.
+        ``(tensors in our names, source names that no rule matches)``; tensors may be views of those given.
     """
     tensors: dict[str, Tensor] = {}
     unknown = []
@@ -56,18 +56,18 @@ def rename(state: Mapping[str, Tensor], table: Sequence[Rule]) -> tuple[dict[str
     return tensors, unknown
 
 
-def _origin(name: str, table: Sequence[Rule]) -> tuple[str, int]:
-    """The family's name of a tensor of ours, and how many of ours share it."""
+def _origin(name: str, table: Sequence[Rule]) -> str:
+    """The family's name of a tensor of ours."""
     for rule in table:
         for target in rule.targets:
             if match := _pattern(target).fullmatch(name):
-                return rule.source.format(*match.groups()), len(rule.targets)
-    return name, 1
+                return rule.source.format(*match.groups())
+    return name
 
 
 def check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str,
           table: Sequence[Rule] = (), unknown: Iterable[str] = ()) -> None:
-    """Raise one InputError that lists every missing, unexpected and mis-shaped tensor, as the source names it.
+    """Raise one InputError that lists every missing, unexpected and mis-shaped tensor by the source's names.
 
     Args:
         tensors: what there is, in our names.
@@ -76,23 +76,26 @@ def check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, sour
         table: how the source's names became ours.
         unknown: names in the source that stand for nothing of ours.
     """
-    missing = [_origin(name, table)[0] for name in expected if name not in tensors]
-    extra = [*unknown, *(_origin(name, table)[0] for name in tensors if name not in expected)]
-    shapes, kinds = [], []
-    for name in (name for name in tensors if name in expected):
-        origin, parts = _origin(name, table)
-        there, needed = tensors[name], expected[name]
-        if there.shape != needed.shape:
-            shapes.append(f"{origin} {_whole(there, parts)} instead of {_whole(needed, parts)}")
-        elif there.is_floating_point() != needed.is_floating_point():
-            kinds.append(f"{origin} {there.dtype} instead of {needed.dtype}")
-    problems = [f"{len(names)} {what}: {some(names, LISTED)}" for what, found in
-                (("missing", missing), ("unexpected", extra), ("of another shape", shapes), ("of another type", kinds))
-                if (names := list(dict.fromkeys(found)))]  # parts of a fused tensor are one name
+    missing = [_origin(name, table) for name in expected if name not in tensors]
+    extra = [*unknown, *(_origin(name, table) for name in tensors if name not in expected)]
+    common: dict[str, list[str]] = {}  # the source's name -> ours, several where it is fused
+    for name in tensors:
+        if name in expected:
+            common.setdefault(_origin(name, table), []).append(name)
+    shapes, types = [], []
+    for origin, names in common.items():
+        pairs = [(tensors[name], expected[name]) for name in names]
+        there, needed = zip(*pairs)
+        if any(one.shape != other.shape for one, other in pairs):
+            shapes.append(f"{origin} {_fused_shape(there)} instead of {_fused_shape(needed)}")
+        elif any(one.is_floating_point() != other.is_floating_point() for one, other in pairs):
+            types.append(f"{origin} {there[0].dtype} instead of {needed[0].dtype}")
+    found = {"missing": missing, "unexpected": extra, "of another shape": shapes, "of another type": types}
+    problems = [f"{len(listed)} {what}: {some(listed, LISTED)}" for what, repeated in found.items()
+                if (listed := list(dict.fromkeys(repeated)))]  # parts of a fused tensor have one name
     if problems:
         raise InputError("tensors do not fit the model: " + "; ".join(problems), source=source)
 
 
-def _whole(part: Tensor, parts: int) -> tuple[int, ...]:
-    """The shape of a fused tensor, from that of one of its even parts."""
-    return (part.shape[0] * parts, *part.shape[1:]) if part.ndim else ()
+def _fused_shape(parts: Sequence[Tensor]) -> tuple[int, ...]:
+    return (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if parts[0].ndim else ()

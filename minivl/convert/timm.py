@@ -27,7 +27,8 @@ TABLE = (
     Rule("blocks.{}.attn.proj.{}", ("blocks.{}.attn.out_proj.{}",)),
 )
 # what timm's description calls our fields, and its words for `pool`
-ARGUMENTS = {"num_classes": "num_classes", "global_pool": "pool", "in_chans": "in_channels", "img_size": "image_size"}
+ARGUMENTS = {"num_classes": "num_classes", "global_pool": "pool", "in_chans": "in_channels",
+             "img_size": "image_size"}
 POOLS = {"token": "class", "avg": "mean"}
 
 
@@ -43,9 +44,9 @@ def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     have many; a field whose tensors are missing is left out. The grid is taken to be square, and left out
     where it is not.
     """
+    blocks = [re.fullmatch(r"blocks\.(\d+)\.(?:norm1|attn\.qkv)\.weight", name) for name in state]
     told: dict[str, Any] = {
-        "depth": max((int(match[1]) + 1 for name in state
-                      if (match := re.fullmatch(r"blocks\.(\d+)\.(?:norm1|attn\.qkv)\.weight", name))), default=None),
+        "depth": max((int(match[1]) + 1 for match in blocks if match), default=None),
         "width": _commonest(state, r"blocks\.\d+\.norm[12]\.(?:weight|bias)"),
         "mlp_dim": _commonest(state, r"blocks\.\d+\.mlp\.fc1\.bias"),
         "num_classes": _commonest(state, r"head\.bias") or _commonest(state, r"head\.weight") or 0,
@@ -67,7 +68,8 @@ def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _commonest(state: Mapping[str, Tensor], pattern: str) -> int | None:
     """The commonest first dimension of the tensors of that name."""
-    sizes = Counter(tensor.shape[0] for name, tensor in state.items() if tensor.ndim and re.fullmatch(pattern, name))
+    named = [tensor for name, tensor in state.items() if re.fullmatch(pattern, name)]
+    sizes = Counter(tensor.shape[0] for tensor in named if tensor.ndim)
     return sizes.most_common(1)[0][0] if sizes else None
 
 
@@ -90,16 +92,18 @@ def describe(config: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocessing] 
     if name not in PRESETS:
         raise InputError(f"architecture {name!r} is not among the presets: give our own fields as config")
     if strange := [argument for argument in arguments if argument not in ARGUMENTS]:
-        raise InputError(f"config: model_args {some(strange)} of {name} mean nothing here; known are: {some(ARGUMENTS)}")
+        raise InputError(f"config: model_args {some(strange)} are unknown; known are: {some(ARGUMENTS)}")
     if cfg.get("crop_mode", "center") != "center":
         raise InputError(f"config: crop_mode={cfg['crop_mode']!r} is not supported, \"center\" is")
     arguments.update((key, config[key]) for key in ("num_classes", "global_pool") if key in config)
-    if arguments.get("global_pool", "token") not in POOLS:
-        raise InputError(f"config: global_pool={arguments['global_pool']!r} is not supported; known are: {some(POOLS)}")
+    if (pool := arguments.get("global_pool", "token")) not in POOLS:
+        raise InputError(f"config: global_pool={pool!r} is not supported; known are: {some(POOLS)}")
     preset = PRESETS[name]
     told = {field: getattr(preset.config, field)
             for field in ("width", "depth", "num_heads", "mlp_dim", "patch_size", "act", "eps")}
     told["image_size"] = tuple(cfg.get("input_size", (3, *preset.config.image_size)))[1:]
-    told.update((ARGUMENTS[key], POOLS[value] if key == "global_pool" else value) for key, value in arguments.items())
+    told.update((ARGUMENTS[key], value) for key, value in arguments.items())
+    if "pool" in told:
+        told["pool"] = POOLS[pool]
     changes = {key: cfg[key] for key in ("mean", "std", "crop_pct", "interpolation") if key in cfg}
     return told, replace(preset.preprocessing, **changes)

@@ -14,14 +14,14 @@ from .scene_shapes import COLOURS, KINDS
 # (count of members, large?) -> range of a member's radius. Crowds have smaller members, so that a
 # group covers a small part of the picture; within one count, small and large never meet.
 _RADIUS = {
-    (1, False): (0.112, 0.125), (1, True): (0.165, 0.190),
-    (2, False): (0.095, 0.105), (2, True): (0.132, 0.148),
-    (3, False): (0.084, 0.092), (3, True): (0.112, 0.122),
+    (1, False): (0.106, 0.118), (1, True): (0.156, 0.178),
+    (2, False): (0.090, 0.099), (2, True): (0.125, 0.140),
+    (3, False): (0.080, 0.087), (3, True): (0.106, 0.115),
 }
 _GROUPS = (0.25, 0.45, 0.30)   # chance of one, two, three groups in a scene
-_COUNTS = (0.60, 0.25, 0.15)   # chance of one, two, three members in a group
-_REACH = 1.08                  # a turned silhouette stays within this many radii of its centre
-_STEP = 2.36                   # distance between neighbours of a group, in radii
+_COUNTS = (0.62, 0.23, 0.15)   # chance of one, two, three members in a group
+_REACH = 1.18                  # a turned silhouette stays within this many radii of its centre
+_STEP = 2.5                   # distance between neighbours of a group, in radii
 _BORDER = 0.015                # free strip along the picture's edge
 _GAP = 0.045                   # free strip between two groups along the axis that separates them
 _CLEAR = 0.07                  # by how much one axis separates two groups better than the other
@@ -30,7 +30,7 @@ _TRIES = 48                    # placements drawn at once
 
 @dataclass(frozen=True)
 class Group:
-    """One to three equal members side by side: what a noun of a caption names.
+    """One to three equal members in a row or a column: what a noun of a caption names.
 
     Attributes:
         kind: key of `KINDS`.
@@ -40,6 +40,7 @@ class Group:
         radius: of one member.
         angles: turn of each member in radians; their number is the count.
         mirrored: drawn left-right reversed.
+        column: several members stand below each other, not side by side.
         centre: (y, x) of the middle of the group.
     """
 
@@ -50,6 +51,7 @@ class Group:
     radius: float
     angles: tuple[float, ...]
     mirrored: bool
+    column: bool
     centre: tuple[float, float] = (0.5, 0.5)
 
     @property
@@ -60,15 +62,16 @@ class Group:
     @property
     def half(self) -> tuple[float, float]:
         """Half the (height, width) of a box that surely holds all members."""
-        reach = _REACH * self.radius
-        return reach, reach + (self.count - 1) * _STEP * self.radius / 2
+        short = _REACH * self.radius
+        long = short + (self.count - 1) * _STEP * self.radius / 2
+        return (long, short) if self.column else (short, long)
 
     @property
     def members(self) -> list[tuple[float, float]]:
-        """(y, x) of the centre of each member, from left to right."""
+        """(y, x) of the centre of each member, from left to right or from top to bottom."""
         y, x = self.centre
-        first = x - (self.count - 1) * _STEP * self.radius / 2
-        return [(y, first + i * _STEP * self.radius) for i in range(self.count)]
+        offsets = [(i - (self.count - 1) / 2) * _STEP * self.radius for i in range(self.count)]
+        return [(y + offset, x) if self.column else (y, x + offset) for offset in offsets]
 
     @property
     def area(self) -> float:
@@ -103,8 +106,8 @@ def draw_groups(rng: np.random.Generator) -> list[Group]:
     Every pair has a gap along one axis that is clearly wider than along the other, so that one
     spatial relation describes it. What cannot be placed is drawn anew; small groups always fit.
     """
+    number = 1 + int(rng.choice(3, p=_GROUPS))
     while True:
-        number = 1 + int(rng.choice(3, p=_GROUPS))
         kinds = rng.choice(len(KINDS), size=number, replace=False)
         groups = [_draw_group(rng, list(KINDS)[kind]) for kind in kinds]
         centres = _place(rng, groups)
@@ -122,7 +125,7 @@ def _draw_group(rng: np.random.Generator, kind: str) -> Group:
     return Group(kind, colour, (int(shade[0]), int(shade[1]), int(shade[2])), large,
                  radius=float(rng.uniform(low, high)),
                  angles=tuple(float(angle) for angle in rng.uniform(-0.12, 0.12, size=count)),
-                 mirrored=bool(rng.random() < 0.5))
+                 mirrored=bool(rng.random() < 0.5), column=bool(rng.random() < 0.4))
 
 
 def _place(rng: np.random.Generator, groups: list[Group]) -> np.ndarray | None:

@@ -21,6 +21,8 @@ COLOURS: Mapping[str, RGB] = MappingProxyType({
 })
 _SCALE = 4                           # drawn this much larger, then averaged down
 _SHADOW = [level * 2 // 5 for level in range(256)]
+_RIM = 0.1                           # width of the dark rim, in radii
+_INK: RGB = (18, 18, 24)
 _BROWN: RGB = (112, 72, 40)
 _GOLD: RGB = (250, 205, 40)
 
@@ -53,7 +55,7 @@ def _crescent() -> np.ndarray:
     tip = np.arccos((1 + shift ** 2 - inner ** 2) / (2 * shift))    # where the two circles cross
     lower = np.arctan2(np.sin(tip), np.cos(tip) - shift)
     outside = np.linspace(tip, 2 * np.pi - tip, 30)
-    inside = np.linspace(2 * np.pi - lower, lower, 22)
+    inside = np.linspace(2 * np.pi - lower, lower, 22)[1:-1]       # the tips are there already
     curve = np.concatenate([np.stack([np.cos(outside), np.sin(outside)], axis=1),
                             np.stack([shift + inner * np.cos(inside), inner * np.sin(inside)], axis=1)])
     return curve + (0.2, 0.0)
@@ -95,6 +97,21 @@ KINDS: Mapping[str, tuple[Part, ...]] = MappingProxyType({
 })
 
 
+def _widened(polygon: np.ndarray) -> np.ndarray:
+    """The polygon (n, 2) with every side moved outward by the rim; long tips are cut short."""
+    sides = np.roll(polygon, -1, axis=0) - polygon
+    outward = np.stack([sides[:, 1], -sides[:, 0]], axis=1) / np.linalg.norm(sides, axis=1, keepdims=True)
+    x, y = polygon.T
+    if np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)) < 0:
+        outward = -outward                                          # its points run the other way round
+    before = np.roll(outward, 1, axis=0)
+    move = (before + outward) / (1 + np.sum(before * outward, axis=1, keepdims=True)).clip(min=0.05)
+    return polygon + _RIM * move * np.minimum(1, 1.6 / np.linalg.norm(move, axis=1, keepdims=True))
+
+
+_RIMS = {kind: tuple(_widened(polygon) for polygon, _ in parts) for kind, parts in KINDS.items()}
+
+
 def _paints(colour: str, rgb: RGB) -> dict[str, RGB]:
     """The colour of each kind of part of a shape of this colour."""
     dark = (54, 54, 60) if colour == "black" else tuple(int(channel * 0.72) for channel in rgb)
@@ -106,7 +123,7 @@ def _paints(colour: str, rgb: RGB) -> dict[str, RGB]:
 
 def draw_member(image: Image.Image, visible: np.ndarray, kind: str, colour: str, rgb: RGB, *,
                 centre: tuple[float, float], radius: float, angle: float, mirrored: bool) -> None:
-    """Draw one shape with a soft shadow, and mark its pixels.
+    """Draw one shape with a dark rim and a soft shadow, and mark its pixels (the rim is part of it).
 
     Args:
         image: RGB, drawn on in place.
@@ -122,7 +139,7 @@ def draw_member(image: Image.Image, visible: np.ndarray, kind: str, colour: str,
     cos, sin = radius * _SCALE * np.cos(angle), radius * _SCALE * np.sin(angle)
     flip = -1 if mirrored else 1
     turn = np.array([[flip * cos, flip * sin], [-sin, cos]])
-    reach = int(np.ceil(1.2 * radius)) + 1
+    reach = int(np.ceil(1.35 * radius)) + 1
     top, left = int(centre[0]) - reach, int(centre[1]) - reach
     side = 2 * reach + 1
     middle = ((centre[1] - left) * _SCALE, (centre[0] - top) * _SCALE)
@@ -130,10 +147,12 @@ def draw_member(image: Image.Image, visible: np.ndarray, kind: str, colour: str,
     cover, paint = Image.new("L", large), Image.new("RGB", large, rgb)
     on_cover, on_paint = ImageDraw.Draw(cover), ImageDraw.Draw(paint)
     paints = _paints(colour, rgb)
-    for polygon, name in KINDS[kind]:
-        points = (polygon @ turn + middle).ravel().tolist()
+    for rim in _RIMS[kind]:
+        points = (rim @ turn + middle).ravel().tolist()
         on_cover.polygon(points, fill=255)
-        on_paint.polygon(points, fill=paints[name])
+        on_paint.polygon(points, fill=_INK)
+    for polygon, name in KINDS[kind]:
+        on_paint.polygon((polygon @ turn + middle).ravel().tolist(), fill=paints[name])
     cover, paint = cover.reduce(_SCALE), paint.reduce(_SCALE)
     drop = max(1, round(0.14 * radius))
     image.paste((12, 12, 20), (left + drop, top + drop), cover.point(_SHADOW))

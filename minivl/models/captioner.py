@@ -136,7 +136,7 @@ class Captioner(nn.Module):
         seen = images if memory is None else memory.tokens
         assert seen is not None
         if ids.shape[0] % max(len(seen), 1):
-            raise InputError(f"{ids.shape[0]} captions for {len(seen)} images: a whole number for each is needed")
+            raise InputError(f"{ids.shape[0]} captions for {len(seen)} images: as many for each are needed")
         sites: dict[str, Site] = {}
         if images is not None:
             self.encoder.check(images)
@@ -224,9 +224,10 @@ class Captioner(nn.Module):
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
         if not isinstance(images, (Tensor, Memory, Sequence)) or isinstance(images, str):
-            raise InputError(f"images is one {type(images).__name__}: give a list of files or PIL images, or a tensor")
-        if max_len > decoder.max_len:
-            raise InputError(f"max_len={max_len}: this decoder has {decoder.max_len} text positions")
+            raise InputError(f"images is one {type(images).__name__}: give a list of photos, or a tensor")
+        if max_len >= decoder.max_len:  # a whole caption with its <BOS> must fit a replay
+            raise InputError(f"max_len={max_len} tokens and <BOS> need {max_len + 1} text positions: this decoder "
+                             f"has {decoder.max_len}")
         count = images.tokens.shape[0] if isinstance(images, Memory) else len(images)
         captions: list[Caption] = []
         was_training = self.training
@@ -245,17 +246,18 @@ class Captioner(nn.Module):
     def _memory_of(self, images: Tensor | Memory | Sequence[Photo], part: slice) -> Memory:
         if isinstance(images, Memory):
             tokens, pos, mask, n_prefix, grid = images
-            return Memory(tokens[part], None if pos is None else pos[part], None if mask is None else mask[part],
-                          n_prefix, grid)
+            return Memory(tokens[part], None if pos is None else pos[part],
+                          None if mask is None else mask[part], n_prefix, grid)
         batch = images[part]
         if not isinstance(batch, Tensor):
             batch, _ = preprocess(batch, self)
         return self.encode(batch.to(self.proj.weight.device))
 
     def _caption(self, hypotheses: Sequence[Hypothesis]) -> Caption:
-        captions = [Caption(found.ids, self.tokenizer and self.tokenizer.decode(found.ids),
-                            self.tokenizer and tuple(self.tokenizer.words(found.ids)), found.logprob, found.score)
-                    for found in hypotheses]
+        tokenizer = self.tokenizer
+        captions = [Caption(one.ids, tokenizer.decode(one.ids) if tokenizer else None,
+                            tuple(tokenizer.words(one.ids)) if tokenizer else None, one.logprob, one.score)
+                    for one in hypotheses]
         best = captions[0]
         return Caption(best.ids, best.text, best.words, best.logprob, best.score, tuple(captions[1:]))
 

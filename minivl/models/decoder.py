@@ -53,7 +53,7 @@ class DecoderConfig:
         norm: "pre" (with a last norm) or "post" (without).
         positions: "learned" or "sinusoidal".
         tied: whether the head is the word table (then without a bias).
-        act, eps, dropout: as in `DecoderBlock`.
+        act, eps, dropout, attn_dropout: as in `DecoderBlock`.
         pad_id, bos_id, eos_id: special tokens.
     """
 
@@ -69,6 +69,7 @@ class DecoderConfig:
     act: str = "gelu"
     eps: float = 1e-5
     dropout: float = 0.0
+    attn_dropout: float = 0.0
     pad_id: int = 0
     bos_id: int = 2
     eos_id: int = 3
@@ -81,7 +82,8 @@ class DecoderConfig:
             raise InputError(f'positions={self.positions!r}: give "learned" or "sinusoidal"')
         for name in ("pad_id", "bos_id", "eos_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
-                raise InputError(f"{name}={getattr(self, name)} is outside the vocabulary of {self.vocab_size}")
+                raise InputError(f"{name}={getattr(self, name)} is outside the vocabulary "
+                                 f"of {self.vocab_size}")
 
 
 class DecoderState:
@@ -143,7 +145,8 @@ class CaptionDecoder(nn.Module):
         pre = config.norm == "pre"
         self.blocks = nn.ModuleList(
             DecoderBlock(config.width, config.num_heads, config.mlp_dim, norm_first=pre, act=config.act,
-                         eps=config.eps, dropout=config.dropout) for _ in range(config.depth))
+                         eps=config.eps, dropout=config.dropout, attn_dropout=config.attn_dropout)
+            for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.eps) if pre else nn.Identity()
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_size)
         self.reset_parameters()
@@ -182,7 +185,7 @@ class CaptionDecoder(nn.Module):
         x = self.embed(ids)  # (B*r, T, D)
         if self.config.positions == "sinusoidal":
             x = x * math.sqrt(self.config.width)  # so that words and waves are of one order
-        x = self.drop(x + self.pos_embed[start:stop].to(x.dtype))  # the waves stay float32 in a bf16 weight file
+        x = self.drop(x + self.pos_embed[start:stop].to(x.dtype))  # a loaded bf16 model has float32 waves
         for i, block in enumerate(self.blocks):
             x, self_weights, cross_weights = block(
                 x, memory.tokens, memory_pos=memory.pos, memory_mask=memory.mask,

@@ -42,7 +42,7 @@ class ViTConfig:
         act: name of the activation.
         eps: of the layer norms.
         qkv_bias: whether q, k and v have biases.
-        dropout: in training, see `EncoderBlock`.
+        dropout, attn_dropout: in training, see `EncoderBlock`.
     """
 
     image_size: tuple[int, int]
@@ -59,6 +59,7 @@ class ViTConfig:
     eps: float = 1e-6
     qkv_bias: bool = True
     dropout: float = 0.0
+    attn_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         check_sizes(self, "width", "depth", "num_heads", "mlp_dim", "in_channels")
@@ -71,7 +72,8 @@ class ViTConfig:
                 raise InputError(f"{name}={value!r}: give (height, width) in whole pixels")
             object.__setattr__(self, name, pair)
         if any(side % patch for side, patch in zip(self.image_size, self.patch_size)):
-            raise InputError(f"image_size {self.image_size} is not a whole number of patches {self.patch_size}")
+            raise InputError(f"image_size {self.image_size} is not a whole number of patches "
+                             f"{self.patch_size}")
         if self.pool not in ("class", "mean"):
             raise InputError(f'pool={self.pool!r}: give "class" or "mean"')
         if self.pool == "class" and not self.class_token:
@@ -105,6 +107,8 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig, *, preprocessing: Preprocessing | None = None,
                  class_names: tuple[str, ...] | None = None) -> None:
         super().__init__()
+        if class_names is not None and len(class_names) != config.num_classes:
+            raise InputError(f"{len(class_names)} class_names for {config.num_classes} classes")
         self.config = config
         self.preprocessing = preprocessing
         self.class_names = class_names
@@ -115,7 +119,8 @@ class ViT(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             EncoderBlock(width, config.num_heads, config.mlp_dim, act=config.act, eps=config.eps,
-                         qkv_bias=config.qkv_bias, dropout=config.dropout) for _ in range(config.depth))
+                         qkv_bias=config.qkv_bias, dropout=config.dropout, attn_dropout=config.attn_dropout)
+            for _ in range(config.depth))
         self.norm = nn.Identity() if norm_after_pool else nn.LayerNorm(width, eps=config.eps)
         self.fc_norm = nn.LayerNorm(width, eps=config.eps) if norm_after_pool else nn.Identity()
         self.head = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()

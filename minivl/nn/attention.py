@@ -20,6 +20,9 @@ from ..errors import InputError
 
 Rows = Tensor | str | None  # (k,) or (B, k) query indices, "all", or None for no weights at all
 Heads = Tensor | str | None  # (h',) head indices, "mean", or None / "all" for every head
+# Q * K up to which training in bfloat16 on a CPU multiplies matrices itself: torch's fused CPU kernel takes four
+# times as long for forward and backward there (bench/training.py); beyond it the weights would fill the memory.
+SMALL = 1 << 16
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False,
@@ -49,17 +52,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causa
     is_causal = causal and mask is None and q.shape[-2] > 1
     dead = None
     if mask is not None:
+        mask = torch.atleast_2d(mask)  # no kernel takes (K,)
         dead = ~mask.any(-1, keepdim=True)  # (..., Q, 1) rows that may attend nowhere
         mask = mask | dead  # kernels disagree about such rows (nan or 0): let them look, then erase
     if rows is not None and not detach:
         return _explicit(q, k, v, mask, dead, is_causal, dropout, rows, heads)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+    out = _kernel(q, k, v, mask, is_causal, dropout)
     if dead is not None:
         out = out.masked_fill(dead, 0.0)
     if rows is None:
         return out, None
     with torch.no_grad():
         return out, _rows_of_weights(q, k, mask, dead, is_causal, rows, heads)
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, dropout: float) -> Tensor:
+    """Attention without its weights: the fused kernel, but where its gradient is slower than two products."""
+    n_queries, n_keys = q.shape[-2], k.shape[-2]
+    small = n_queries * n_keys <= SMALL
+    if not (q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled() and small):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+    if is_causal:
+        mask = torch.ones(n_queries, n_keys, dtype=torch.bool).tril()
+    with torch.autocast("cpu", enabled=False):
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, h, Q, K)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return F.dropout(scores.softmax(-1), dropout, training=dropout > 0) @ v
 
 
 def _with_causal(mask: Tensor | None, causal: bool, q: Tensor, k: Tensor) -> Tensor | None:
@@ -135,7 +154,10 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dead: Tensor
         where = (torch.arange(batch, device=q.device)[:, None, None], head[None, :, None],
                  row[:, None] if row.ndim == 2 else row[None, None])
         kept = weights[where]  # (B, h', k, K)
-        weights = weights.index_put(where, kept)  # put back, so that the output depends on `kept`
+        # put back, so that the output depends on `kept`; a row asked for twice counts half each time
+        times = weights.new_zeros(batch, n_heads, n_queries, 1)
+        times = times.index_put(where, times.new_ones(1), accumulate=True)
+        weights = weights.masked_fill(times > 0, 0.0).index_put(where, kept / times[where], accumulate=True)
     out = F.dropout(weights, dropout, training=dropout > 0).to(v.dtype) @ v
     return out, kept
 
@@ -285,8 +307,12 @@ def _attend_shared(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal:
     if n_rows % n_images:
         raise InputError(f"{n_rows} rows of queries cannot share the memory of {n_images} images: "
                          "a whole number of rows per image is needed")
-    if causal or (mask is not None and mask.ndim > 2 and mask.shape[-2] != 1):
-        raise InputError("rows that share their keys take no causal mask and no mask per query")
+    if causal:
+        raise InputError("rows that share their keys take no causal mask")
+    if mask is not None and ((mask.ndim > 1 and mask.shape[-2] != 1)
+                             or (mask.ndim == 4 and mask.shape[0] not in (1, n_images))):
+        raise InputError(f"a mask of shape {tuple(mask.shape)}: rows that share their keys take one mask per "
+                         f"image, broadcastable to ({n_images}, h, 1, K), none per row or query")
     share = n_rows // n_images
     q = q.unflatten(0, (n_images, share)).transpose(1, 2).flatten(2, 3)  # (B, h, r*Q, d)
     index = rows

@@ -29,12 +29,14 @@ class Site(NamedTuple):
         heads: number of heads of each.
         queries: Q, rows of weights in this call.
         named: names of rows, e.g. ``{"class": 0}``; a (B,) tensor where the row differs per sample.
+        batch: B of this place where it is not that of the call (images with several captions each).
     """
 
     layers: int
     heads: int
     queries: int
     named: Mapping[str, int | Tensor] = {}
+    batch: int | None = None
 
 
 class Want(NamedTuple):
@@ -70,7 +72,7 @@ class AttnRecord:
 
     # A plain class on purpose: FSDP2's mixed precision copies dataclass arguments, and the copy, not the
     # caller's record, would be filled.
-    __slots__ = ("sites", "layers", "queries", "heads", "detach", "_plan", "_depth", "_weights")
+    __slots__ = ("sites", "layers", "queries", "heads", "detach", "_span", "_plan", "_depth", "_weights")
 
     def __init__(self, sites: Sequence[str] | str | None = None, layers: Sequence[int] | str = "all",
                  queries: Sequence[int] | Tensor | str = "all", heads: Sequence[int] | str = "all",
@@ -90,6 +92,10 @@ class AttnRecord:
         if not self.detach and self.heads == "mean":
             raise InputError('detach=False with heads="mean" is not possible: no output is computed from a '
                              'mean of heads; record heads="all" and average')
+        # looked at here, because a compiled call cannot branch on the values of a tensor
+        self._span: tuple[int, ...] = ()
+        if isinstance(self.queries, Tensor):
+            self._span = int(self.queries.min()), int(self.queries.max())
         self._plan: dict[tuple[str, int], Want] | None = None
         self._depth: dict[str, int] = {}
         self._weights: dict[tuple[str, int], Tensor] = {}
@@ -117,7 +123,7 @@ class AttnRecord:
         plan: dict[tuple[str, int], Want] = {}
         for name in names:
             site = available[name]
-            rows = _rows(self.queries, name, site, batch, device)
+            rows = _rows(self.queries, self._span, name, site, batch, device)
             heads = self.heads if isinstance(self.heads, str) else torch.tensor(
                 _resolve(self.heads, site.heads, f"head of {name}"), device=device)
             layers = range(site.layers) if isinstance(self.layers, str) else _resolve(
@@ -146,6 +152,9 @@ class AttnRecord:
         """Weights (B, h', k, K) of ``(site, layer)``; layer may be negative."""
         if self._plan is None:
             raise InputError("this AttnRecord is empty: no call has filled it; hand it to a call as attn=")
+        if not (isinstance(key, tuple) and len(key) == 2 and isinstance(key[1], int)):
+            raise InputError(f"record[{key!r}]: read with a site and a layer; recorded are: "
+                             f"{some(self._plan)}")
         site, layer = key
         if site in self._depth and layer < 0:
             layer += self._depth[site]
@@ -163,7 +172,7 @@ class AttnRecord:
 
     def __contains__(self, key: object) -> bool:
         try:
-            return isinstance(key, tuple) and self[key] is not None
+            return self[key] is not None  # type: ignore[index]
         except InputError:
             return False
 
@@ -218,9 +227,9 @@ def _resolve(indices: Iterable[int], count: int, what: str) -> list[int]:
     return resolved
 
 
-def _rows(queries: Tensor | tuple[int, ...] | str, name: str, site: Site, batch: int,
+def _rows(queries: Tensor | tuple[int, ...] | str, span: tuple[int, ...], name: str, site: Site, batch: int,
           device: torch.device) -> Tensor | str:
-    """The rows of one site as "all" or an index tensor (k,) or (B, k)."""
+    """The rows of one site as "all" or indices (k,) or (B, k); span: (lowest, highest) of a tensor."""
     if isinstance(queries, str):
         if queries == "all":
             return "all"
@@ -231,9 +240,9 @@ def _rows(queries: Tensor | tuple[int, ...] | str, name: str, site: Site, batch:
         row = site.named[queries]
         return row.to(device)[:, None] if isinstance(row, Tensor) else torch.tensor([row], device=device)
     if isinstance(queries, Tensor):
+        batch = batch if site.batch is None else site.batch
         if queries.ndim == 2 and queries.shape[0] != batch:
-            raise InputError(f"queries has {queries.shape[0]} rows for a batch of {batch}")
-        low, high = int(queries.min()), int(queries.max())
-        _resolve((low, high), site.queries, f"row of {name}")
+            raise InputError(f"queries has {queries.shape[0]} rows for the batch of {batch} of site {name}")
+        _resolve(span, site.queries, f"row of {name}")
         return (queries.to(device=device, dtype=torch.long)) % site.queries
     return torch.tensor(_resolve(queries, site.queries, f"row of {name}"), device=device)

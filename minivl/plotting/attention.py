@@ -26,6 +26,7 @@ def attention_sheet(photo: Image.Image, mean: np.ndarray, heads: Sequence[np.nda
     Raises:
         InputError: heat that is no map, or negative.
     """
-    panels: list[Panel] = [("photo", None), (f"mean of {len(heads)} heads" if heads else "mean of the heads", mean)]
+    mean_of = f"mean of {len(heads)} heads" if len(heads) else "mean of the heads"
+    panels: list[Panel] = [("photo", None), (mean_of, mean)]
     panels += [(f"head {number}", head) for number, head in enumerate(heads)]
     return sheet(photo, panels, title=title, bar="attention weight of a patch", note=note)

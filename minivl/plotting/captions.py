@@ -30,5 +30,5 @@ def caption_sheet(photo: Image.Image, panels: Sequence[Panel], *, caption: str |
         InputError: no panels, or heat that is no map or negative.
     """
     title = None if caption is None else caption or "(an empty caption)"
-    subtitle = None if logprob is None else f"log-probability {logprob:.2f}"
+    subtitle = None if logprob is None else f"log-probability {logprob:.2f}".replace(" -", " \N{MINUS SIGN}")
     return sheet(photo, panels, title=title, subtitle=subtitle, bar="attention weight of a patch", note=note)

@@ -6,7 +6,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
@@ -48,20 +48,24 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
         FigureCanvasAgg(figure).print_png(str(temporary))
 
 
-def text_size(text: str, points: float, weight: str = "normal") -> tuple[float, float]:
-    """(height, width) of one line of text in pixels; the height is that of the tallest letters."""
-    width, height, descent = _renderer().get_text_width_height_descent(
-        text, FontProperties(size=points, weight=weight), ismath=False)
-    return height + descent, width
+def text_width(text: str, points: float) -> float:
+    """Width of one line of text in pixels."""
+    return _extent(text, points)[0]
 
 
-def wrap(text: str, width: float, points: float, weight: str = "normal") -> list[str]:
+def line(points: float) -> tuple[float, float]:
+    """(ascent, descent) in pixels of a line of text of this size, whatever its letters."""
+    _, height, descent = _extent("\N{LATIN CAPITAL LETTER A WITH ACUTE}gp|", points)
+    return height - descent, descent
+
+
+def wrap(text: str, width: float, points: float) -> list[str]:
     """Lines of text, none wider than `width` pixels; a word that is wider is broken between letters.
 
     Args:
         text: white space separates words.
         width: pixels.
-        points, weight: of the font.
+        points: size of the font.
 
     Returns:
         At least one line.
@@ -69,18 +73,23 @@ def wrap(text: str, width: float, points: float, weight: str = "normal") -> list
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()
-        if text_size(joined, points, weight)[1] <= width:
+        if text_width(joined, points) <= width:
             lines[-1] = joined
             continue
         if lines[-1]:
             lines.append("")
         for letter in word:
-            if lines[-1] and text_size(lines[-1] + letter, points, weight)[1] > width:
+            if lines[-1] and text_width(lines[-1] + letter, points) > width:
                 lines.append("")
             lines[-1] += letter
     return lines
 
 
+def _extent(text: str, points: float) -> tuple[float, float, float]:
+    """(width, height, descent) in pixels; the height includes the descent."""
+    return _renderer().get_text_width_height_descent(text, FontProperties(size=points), ismath=False)
+
+
 @cache
-def _renderer() -> object:
-    return new_figure(8, 8).canvas.get_renderer()  # type: ignore[attr-defined]
+def _renderer() -> RendererAgg:
+    return RendererAgg(8, 8, DPI)

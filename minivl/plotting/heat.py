@@ -13,9 +13,10 @@ from PIL import Image
 from ..errors import InputError
 from ..geometry import Pair
 
-COLOURS = "inferno"      # perceptually uniform: equal steps of weight look equal
-OPAQUE = 0.82            # of the largest weight; the photo stays visible below
-SATURATION = 0.45        # what heat leaves of the photo's own colours
+COLOURS = colormaps["inferno"]  # perceptually uniform: equal steps of weight look equal
+DARKEST = 0.3            # where in it weight 0 stands: what is below is hard to tell from a shadow
+OPAQUE = 0.9             # of the largest weight; the photo stays visible below
+SATURATION, LIGHT = 0.5, 0.7  # what a panel with heat leaves of the photo's colours and brightness
 UNSEEN = 0.35            # brightness of what the model did not see
 STRIPE = 8               # pixels; marks the unseen also where a photo is dark itself
 
@@ -36,9 +37,9 @@ def overlay(photo: np.ndarray, heat: np.ndarray, most: float) -> np.ndarray:
     """
     seen = np.isfinite(heat)
     share = np.clip(np.where(seen, heat, 0) / most, 0, 1)  # (h, w)
-    colour = colormaps[COLOURS](share)[..., :3] * 255  # (h, w, 3)
+    colour = COLOURS(DARKEST + (1 - DARKEST) * share)[..., :3] * 255  # (h, w, 3)
     grey = photo @ np.array([0.299, 0.587, 0.114])  # (h, w), luma of ITU-R BT.601
-    muted = grey[..., None] + SATURATION * (photo - grey[..., None])
+    muted = LIGHT * (grey[..., None] + SATURATION * (photo - grey[..., None]))
     alpha = OPAQUE * np.sqrt(share)[..., None]
     mixed = (1 - alpha) * muted + alpha * colour
     rows, columns = np.indices(heat.shape)
@@ -48,7 +49,7 @@ def overlay(photo: np.ndarray, heat: np.ndarray, most: float) -> np.ndarray:
 
 
 def scale_of(heats: Iterable[np.ndarray]) -> float:
-    """The end of the common colour scale of several maps: the largest weight (a tiny number if all are 0).
+    """The end of the common colour scale of several maps: the largest weight, or 1 where all are 0.
 
     Raises:
         InputError: a map with negative weights.
@@ -59,7 +60,7 @@ def scale_of(heats: Iterable[np.ndarray]) -> float:
         if weights.size and weights.min() < 0:
             raise InputError(f"heat holds the negative weight {weights.min():.3g}; the scale begins at 0")
         most = max(most, float(weights.max(initial=0)))
-    return most or 1e-12
+    return most or 1.0
 
 
 def colours(most: float) -> ScalarMappable:
@@ -72,7 +73,7 @@ def colours(most: float) -> ScalarMappable:
 def photo_at(photo: Image.Image, size: Pair) -> np.ndarray:
     """A photo at (h, w) pixels: (h, w, 3) uint8."""
     photo = photo.convert("RGB")
-    return np.asarray(photo if photo.size == size[::-1] else photo.resize(size[::-1], Image.Resampling.LANCZOS))
+    return np.asarray(photo.resize(size[::-1], Image.Resampling.LANCZOS))
 
 
 def heat_at(heat: np.ndarray, size: Pair) -> np.ndarray:

@@ -39,12 +39,15 @@ def history_plot(runs: Mapping[str, Rows]) -> Figure:
     """
     empty = [name for name, rows in runs.items() if not rows]
     if empty or not runs:
-        raise InputError("there is no training to draw: the history has no rows", source=empty[0] if empty else None)
-    scores = sorted({name for rows in runs.values() for name in _names(rows) if not name.endswith("_loss")})
+        raise InputError("there is no training to draw: the history has no rows",
+                         source=empty[0] if empty else None)
+    scores = list(dict.fromkeys(name for rows in runs.values() for name in _names(rows)
+                                if not name.endswith("_loss")))
     figure = new_figure(480, 1240 if scores else 680, layout="constrained")
     panels = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
     for number, (run, rows) in enumerate(runs.items()):
-        prefix = f"{run}: " if len(runs) > 1 else ""
+        # matplotlib hides from legends what begins with an underscore
+        prefix = f"{' ' * run.startswith('_')}{run}: " if len(runs) > 1 else ""
         _losses(panels[0], rows, COLOURS[number % len(COLOURS)], prefix)
         for place, name in enumerate(scores):
             steps, values = _series([row for row in rows if "epoch" in row], name)
@@ -60,7 +63,8 @@ def history_plot(runs: Mapping[str, Rows]) -> Figure:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=9)
+            for text in axes.legend(frameon=False, fontsize=9).get_texts():
+                text.set_parse_math(False)
     if len(runs) == 1:
         figure.suptitle(next(iter(runs)), parse_math=False)
     return figure

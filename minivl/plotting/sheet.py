@@ -10,23 +10,25 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from PIL import Image
 
 from ..errors import InputError
 from ..geometry import Pair
-from .figure import new_figure, text_size, wrap
+from .figure import line, new_figure, text_width, wrap
 from .heat import colours, heat_at, overlay, photo_at, scale_of
 
-WIDTH, HEIGHT = 1500, 1100  # pixels a sheet's panels may take, while they are not at their smallest
+WIDTH, HEIGHT = 1500, 900  # pixels a sheet's panels may take, while they are not at their smallest
 LARGEST, SMALLEST = 420 * 315, 200 * 150  # pixels of a panel
 LONGEST = 640                         # a panel's longest side: of panoramas and strips
 NARROWEST = 96                        # pixels of a column, so that words have room over a strip
 MARGIN, GAP = 18, 14                  # around the sheet, between panels
-BAR, BAR_ROOM = 16, 104               # width of the colour bar, and with its numbers and label
-LABEL, TITLE, NOTE = 12, 15, 10       # points
-LEADING = 1.25                        # lines of text, in heights
+BAR, BAR_ROOM = 16, 112               # width of the colour bar, and with its numbers and label
+TITLE, LABEL, NOTE = 15, 12, 10       # points
+LABELS = (LABEL, 11, 10, 9)           # tried in turn until no label of a sheet must be broken
+LEADING = 1.3                         # lines of text, in heights
 
 Panel = tuple[str, np.ndarray | None]
 
@@ -78,8 +80,8 @@ def panel_size(source: Pair, count: int) -> Pair:
     return grid_of(source, count).panel
 
 
-def sheet(photo: Image.Image, panels: Sequence[Panel], *, title: str | None = None, subtitle: str | None = None,
-          bar: str = "attention weight", note: str | None = None) -> Figure:
+def sheet(photo: Image.Image, panels: Sequence[Panel], *, title: str | None = None,
+          subtitle: str | None = None, bar: str = "attention weight", note: str | None = None) -> Figure:
     """A photo once per panel, with heat on it, all on one colour scale.
 
     Args:
@@ -106,11 +108,11 @@ def sheet(photo: Image.Image, panels: Sequence[Panel], *, title: str | None = No
     if any(not np.isfinite(heat).all() for heat in there):
         note = f"{note} · " if note else ""
         note += "dark stripes: not seen by the model"
-    labels = [wrap(label, grid.column + GAP - 4, LABEL) for label, _ in panels]
-    step = grid.panel[0] + max(map(len, labels)) * _line(LABEL) + GAP  # from row to row
+    points, labels = _labels([label for label, _ in panels], grid.column + GAP - 4)
+    step = grid.panel[0] + max(map(len, labels)) * _line(points) + 4 + GAP  # from row to row
     inner = max(grid.columns * (grid.column + GAP) - GAP + (BAR_ROOM if there else 0), 420)
-    head, second, foot = (wrap(text, inner, points) if text else []
-                          for text, points in ((title, TITLE), (subtitle, LABEL), (note, NOTE)))
+    head, second, foot = (wrap(text, inner, size) if text else []
+                          for text, size in ((title, TITLE), (subtitle, LABEL), (note, NOTE)))
     above = MARGIN + len(head) * _line(TITLE)  # the end of the title
     top = above + len(second) * _line(LABEL) + (8 if head or second else 0)
     under = top + grid.rows * step - GAP
@@ -125,7 +127,8 @@ def sheet(photo: Image.Image, panels: Sequence[Panel], *, title: str | None = No
         row, column = divmod(place, grid.columns)
         left = MARGIN + column * (grid.column + GAP)
         edge = top + (row + 1) * step - GAP - grid.panel[0]  # the panel's upper one
-        _text(figure, lines, left + grid.column / 2, edge - 3 - len(lines) * _line(LABEL), LABEL, ha="center")
+        _text(figure, lines, left + grid.column / 2, edge - 4 - len(lines) * _line(points), points,
+              ha="center")
         pixels = plain if heat is None else overlay(plain, heat, most)
         _picture(figure, label, pixels, edge, left + (grid.column - grid.panel[1]) // 2, source)
     if there:
@@ -142,10 +145,18 @@ def _panel(source: Pair, area: float) -> Pair:
 
 def _line(points: float) -> int:
     """Pixels from line to line."""
-    return math.ceil(text_size("Ágp|", points)[0] * LEADING)
+    return math.ceil(sum(line(points)) * LEADING)
 
 
-def _axes(figure: Figure, label: str, top: int, left: int, height: int, width: int):  # type: ignore[no-untyped-def]
+def _labels(labels: Sequence[str], width: float) -> tuple[float, list[list[str]]]:
+    """The size of the font and the lines of each label."""
+    for points in LABELS:
+        if all(text_width(label, points) <= width for label in labels):
+            return points, [[label] for label in labels]
+    return points, [wrap(label, width, points) for label in labels]
+
+
+def _axes(figure: Figure, label: str, top: int, left: int, height: int, width: int) -> Axes:
     whole = figure.bbox
     return figure.add_axes((left / whole.width, 1 - (top + height) / whole.height,
                             width / whole.width, height / whole.height), label=label)
@@ -160,17 +171,20 @@ def _picture(figure: Figure, label: str, pixels: np.ndarray, top: int, left: int
 
 def _text(figure: Figure, lines: Sequence[str], x: float, y: float, points: float, **style: str) -> None:
     """Lines of text; (x, y) in pixels from the top left is where the first one begins."""
-    for number, line in enumerate(lines):
+    first = y + line(points)[0]  # baseline
+    for number, text in enumerate(lines):
         # a dollar sign in a caption is a dollar sign
-        figure.text(x / figure.bbox.width, 1 - (y + number * _line(points)) / figure.bbox.height, line,
-                    fontsize=points, va="top", parse_math=False, **style)  # type: ignore[arg-type]
+        figure.text(x / figure.bbox.width, 1 - (first + number * _line(points)) / figure.bbox.height, text,
+                    fontsize=points, va="baseline", parse_math=False, **style)  # type: ignore[arg-type]
 
 
 def _bar(figure: Figure, most: float, label: str, top: int, left: int, height: int) -> None:
     axes = _axes(figure, "colour bar", top, left, height, BAR)
     bar = figure.colorbar(colours(most), cax=axes)
-    bar.locator = MaxNLocator(max(2, height // 60))
+    bar.locator, bar.formatter = MaxNLocator(max(2, height // 60)), ScalarFormatter()
+    bar.formatter.set_powerlimits((-3, 4))  # "0.5" and "1e-3" above the bar need less room than 0.00050
     bar.update_ticks()
     axes.tick_params(labelsize=NOTE)
-    for line in wrap(label, height, NOTE):
-        bar.set_label(line if not axes.get_ylabel() else f"{axes.get_ylabel()}\n{line}", fontsize=NOTE)
+    axes.yaxis.set_offset_position("left")  # from the bar's left edge on, clear of the last panel's label
+    axes.yaxis.get_offset_text().set_fontsize(NOTE)
+    bar.set_label("\n".join(wrap(label, height, NOTE)), fontsize=NOTE)

@@ -121,14 +121,20 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
-class _Fetch(Dataset[Batch]):
-    """Batches by their plan; runs in worker processes."""
+class _Fetch(Dataset["Batch | InputError"]):
+    """Batches by their plan; runs in worker processes, so that errors are handed over, not raised."""
 
     def __init__(self, images: Images, sequences: Sequence[Sequence[Tensor]], pad_id: int) -> None:
         self._images, self._sequences, self._pad_id = images, sequences, pad_id
 
-    def __getitem__(self, plan: tuple[list[int], list[tuple[int, int]]]) -> Batch:
-        photos, chosen = plan
+    def __getitem__(self, plan: tuple[list[int], list[tuple[int, int]]]) -> Batch | InputError:
+        try:
+            return self.batch(*plan)
+        except InputError as error:
+            return error  # raised in a worker, it would come out wrapped in a traceback
+
+    def batch(self, photos: list[int], chosen: list[tuple[int, int]]) -> Batch:
+        """These pictures with these (picture, caption)s."""
         sequences = [self._sequences[photo][caption] for photo, caption in chosen]
         ids = pad_sequence([row[:-1] for row in sequences], batch_first=True, padding_value=self._pad_id)
         targets = pad_sequence([row[1:] for row in sequences], batch_first=True, padding_value=IGNORED)
@@ -177,6 +183,12 @@ class CaptionTask:
             raise InputError(f"batch_size={batch_size} must hold at least the {refs} captions of one picture")
         if len(images) != views * len(captions) or len(val_images) != len(val_captions):
             raise InputError("as many pictures as sets of captions are needed")
+        if len(captions) < 1 or len(val_captions) < 2:
+            raise InputError(f"{len(captions)} training and {len(val_captions)} validation pictures: at least 1 and "
+                             "2 are needed (CIDEr-D compares pictures)")
+        if beams < 1 or not 1 <= max_len <= model.config.decoder.max_len:
+            raise InputError(f"beams={beams} must be at least 1, max_len={max_len} between 1 and the decoder's "
+                             f"{model.config.decoder.max_len}")
         self._images, self._val_images, self._val_captions = images, val_images, val_captions
         self._sequences = [encode_captions(list(told), tokenizer, max_len) for told in captions]
         self._val_sequences = [encode_captions(list(told), tokenizer, max_len) for told in val_captions.values()]
@@ -207,24 +219,25 @@ class CaptionTask:
                 photos.append(photo + view * len(self._sequences))
             plans.append((photos, chosen))
         fetch = _Fetch(self._images, self._sequences, self._pad_id)
-        loader: DataLoader[Batch] = DataLoader(fetch, batch_size=None, sampler=plans[start:],  # type: ignore[arg-type]
-                                               num_workers=self._workers, generator=generator)
-        return iter(loader)
+        loader: DataLoader[Batch | InputError] = DataLoader(
+            fetch, batch_size=None, sampler=plans[start:],  # type: ignore[arg-type]
+            num_workers=self._workers, generator=generator)
+        for batch in loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy per token, with label smoothing."""
-        return self._cross_entropy(model, batch, self._smoothing, self._drop_tokens)
-
-    def _cross_entropy(self, model: nn.Module, batch: Batch, smoothing: float, drop_tokens: float) -> Tensor:
-        device = next(model.parameters()).device
         assert isinstance(model, Captioner)
-        memory = self._remember(model, batch.images.to(device, non_blocking=True))
-        if drop_tokens:
-            mask = torch.rand(memory.tokens.shape[:2], device=device) >= drop_tokens  # (B, N)
+        memory = self._memory(model, batch)
+        if self._drop_tokens:
+            mask = torch.rand(memory.tokens.shape[:2], device=memory.tokens.device) >= self._drop_tokens  # (B, N)
             memory = memory._replace(mask=mask)
-        logits = model(None, batch.ids.to(device), memory=memory)  # (B*r, T, V)
-        return F.cross_entropy(logits.flatten(0, 1), batch.targets.to(device).flatten(), ignore_index=IGNORED,
-                               label_smoothing=smoothing)
+        return _cross_entropy(model, memory, batch, self._smoothing)
+
+    def _memory(self, model: Captioner, batch: Batch) -> Memory:
+        return self._remember(model, batch.images.to(model.proj.weight.device, non_blocking=True))
 
     # -- validation --------------------------------------------------------------------------------------
 
@@ -239,11 +252,11 @@ class CaptionTask:
         for start in starts:
             photos = list(range(start, min(start + 64, len(self._val_images))))
             # one reference per picture is enough to follow the loss
-            batch = fetch[photos, [(photo, 0) for photo in photos]]
+            batch = fetch.batch(photos, [(photo, 0) for photo in photos])
             count = int((batch.targets != IGNORED).sum())
-            loss += self._cross_entropy(model, batch, 0.0, 0.0).item() * count
+            memory = self._memory(model, batch)
+            loss += _cross_entropy(model, memory, batch, 0.0).item() * count
             tokens += count
-            memory = self._remember(model, batch.images.to(next(model.parameters()).device))
             found += model.caption(memory, beams=self._beams, max_len=self._max_len)
         result = score(found, self._val_captions)
         self._signature = result.signature
@@ -254,6 +267,13 @@ class CaptionTask:
         assert isinstance(model, Captioner)
         model.notes = {**model.notes, **self._notes, "scores": {**scores, "signature": self._signature}}
         save(model, path)
+
+
+def _cross_entropy(model: Captioner, memory: Memory, batch: Batch, smoothing: float) -> Tensor:
+    """Mean over the tokens that are no padding."""
+    logits = model(None, batch.ids.to(memory.tokens.device), memory=memory)  # (B*r, T, V)
+    return F.cross_entropy(logits.flatten(0, 1), batch.targets.to(logits.device).flatten(), ignore_index=IGNORED,
+                           label_smoothing=smoothing)
 
 
 def score(captions: Sequence[Caption], references: Mapping[str, Sequence[str]]) -> CiderResult:

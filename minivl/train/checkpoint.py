@@ -5,6 +5,7 @@ No pickle: tensors are tensors, the rest is JSON in the header.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -23,13 +24,24 @@ def _names(optimizer: torch.optim.Optimizer) -> list[str]:
     return [name for group in optimizer.param_groups for name in group["names"]]
 
 
+def _frozen(model: nn.Module) -> str:
+    """Hash of the weights that are not trained."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer,
                     ema: Ema | None, progress: Mapping[str, Any]) -> None:
     """Write the whole state atomically.
 
     Args:
         path: the file.
-        model: its trainable parameters and its buffers are kept (frozen weights come from their own file).
+        model: its trainable parameters and its buffers are kept (frozen weights come from their own file; their
+            hash is kept).
         optimizer: with groups from `optim.decay_groups`.
         ema: the moving average, if there is one.
         progress: JSON-able: step, epoch, settings, ...
@@ -42,7 +54,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
         tensors.update({f"optimizer.{key}.{names[index]}": torch.as_tensor(value) for key, value in state.items()})
     if ema is not None:
         tensors.update({f"ema.{name}": tensor for name, tensor in ema.shadow.items()})
-    header = {**progress, "ema_updates": ema.updates if ema is not None else None}
+    header = {**progress, "ema_updates": ema.updates if ema is not None else None, "frozen": _frozen(model)}
     write_tensors(path, tensors, {"training": json.dumps(header)})
 
 
@@ -54,7 +66,7 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
         The `progress` it was saved with.
 
     Raises:
-        InputError: no such file, not a checkpoint, or one of another model.
+        InputError: no such file, not a checkpoint, or one of another model (trained or frozen weights).
     """
     tensors, header = read_tensors(path)
     if "training" not in header:
@@ -71,6 +83,8 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
     if wrong:
         raise InputError(f"is the checkpoint of another model or settings; {len(wrong)} tensors do not fit: "
                          f"{some(wrong, 4)}", source=path)
+    if progress.get("frozen") != _frozen(model):
+        raise InputError("was made with other frozen weights: give the encoder it was begun with", source=path)
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(tensors[name])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,11 @@ from ..errors import InputError
 from ..files import read_json, sha256, write_json
 from ..images import preprocess
 from ..models.vit import ViT
+from .loop import autocast
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+logger = logging.getLogger(__name__)
 
 
 class Features:
@@ -67,7 +71,7 @@ def encoder_key(encoder: ViT, dtype: str, flip: bool) -> str:
 
 
 def compute_features(encoder: ViT, photos: Sequence[Path], cache: str | os.PathLike[str], *, dtype: str = "bf16",
-                     flip: bool = False, batch_size: int = 64, autocast: Callable[[], Any] | None = None,
+                     flip: bool = False, batch_size: int = 64,
                      progress: Callable[..., Iterable[Any]] | None = None) -> Features:
     """Features of photos, from the cache where they are there.
 
@@ -75,10 +79,9 @@ def compute_features(encoder: ViT, photos: Sequence[Path], cache: str | os.PathL
         encoder: frozen, with known preprocessing.
         photos: files.
         cache: folder of all caches.
-        dtype: "bf16" or "fp32", of the stored rows.
+        dtype: "bf16" or "fp32", of the computation (by autocast) and of the stored rows.
         flip: of the photos mirrored left to right.
         batch_size: photos encoded together.
-        autocast: makes the context to compute in; None = none.
         progress: tqdm-like.
 
     Returns:
@@ -95,7 +98,7 @@ def compute_features(encoder: ViT, photos: Sequence[Path], cache: str | os.PathL
     shape = (encoder.config.n_tokens, encoder.config.width)
     file, index_file = folder / "rows.bin", folder / "rows.json"
     with _locked(folder / "lock"):
-        index: dict[str, int] = read_json(index_file) if index_file.exists() else {}
+        index = _read_index(index_file, file, shape[0] * shape[1] * DTYPES[dtype].itemsize)
         missing = {digest: photo for digest, photo in zip(hashes, photos) if digest not in index}
         todo = list(missing.items())
         starts: Iterable[int] = range(0, len(todo), batch_size)
@@ -104,7 +107,7 @@ def compute_features(encoder: ViT, photos: Sequence[Path], cache: str | os.PathL
         encoder.eval()
         for number, start in enumerate(starts, 1):
             part = todo[start:start + batch_size]
-            rows = _encode(encoder, [photo for _, photo in part], flip, autocast).to(DTYPES[dtype])
+            rows = _encode(encoder, [photo for _, photo in part], flip, dtype)
             with open(file, "r+b" if file.exists() else "wb") as opened:
                 # rows behind the index are leftovers of a run that was stopped: write over them
                 opened.seek(len(index) * rows[0].numel() * rows.element_size())
@@ -115,15 +118,27 @@ def compute_features(encoder: ViT, photos: Sequence[Path], cache: str | os.PathL
     return Features(file, [index[digest] for digest in hashes], shape, DTYPES[dtype])
 
 
+def _read_index(index_file: Path, file: Path, row_size: int) -> dict[str, int]:
+    """Row of each photo's hash; empty where there is no index, or one that its rows do not bear out."""
+    if not index_file.exists():
+        return {}
+    try:
+        index = read_json(index_file)
+        if sorted(index.values()) == list(range(len(index))) and file.stat().st_size >= len(index) * row_size:
+            return index
+    except (InputError, OSError, AttributeError, TypeError):
+        pass
+    logger.warning("%s: damaged, its features are computed anew", index_file.parent)
+    return {}
+
+
 @torch.no_grad()
-def _encode(encoder: ViT, photos: list[Path], flip: bool, autocast: Callable[[], Any] | None) -> Tensor:
+def _encode(encoder: ViT, photos: list[Path], flip: bool, dtype: str) -> Tensor:
     images, _ = preprocess(photos, encoder)
     images = images.to(encoder.pos_embed.device)
     images = images.flip(-1) if flip else images
-    if autocast is None:
-        return encoder.encode(images).cpu()
-    with autocast():
-        return encoder.encode(images).cpu()
+    with autocast(images.device, dtype):
+        return encoder.encode(images).to("cpu", DTYPES[dtype])
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from .optim import Ema, decay_groups, warmup_cosine
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 HISTORY, CHECKPOINT, CONFIG = "history.jsonl", "checkpoint.safetensors", "config.json"
+BEST, LAST = "best.safetensors", "last.safetensors"
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str], settings: Mapping[str, Any],
         resume: bool = False, progress: Callable[..., Iterable[Any]] | None = None) -> Iterator[dict[str, Any]]:
-    """Train; yields one row per epoch: ``{"epoch", "step", "loss", "seconds", score names...}``.
+    """Train; yields one row per epoch: ``{"epoch", "step", "train_loss", score names..., "seconds"}``.
 
     Every random draw inside step n comes from (seed, n), every order from (seed, epoch): a run that was
     stopped and resumed has the losses of one that was not, on the same machine and thread count.
@@ -108,19 +109,23 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
         task: see `Task`.
         plan: see `Plan`.
         out: the folder of the run.
-        settings: JSON-able description of the run, written to config.json and held against it on resume.
+        settings: JSON-able description of the run; with the plan and the steps of an epoch it is written to
+            config.json and held against it on resume.
         resume: continue from the folder's checkpoint.
         progress: tqdm-like: called with (iterable, total=, initial=, desc=).
 
     Raises:
         InputError: the folder holds a run and resume is off, or none and it is on; settings that differ;
             a loss or gradient that is not finite (the last good checkpoint stays).
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after saving a checkpoint of the last whole step.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after saving a checkpoint of the last whole step (where it came
+            while the weights were being changed, the checkpoint before stays).
     """
+    told = {**vars(plan), "steps_per_epoch": task.steps, **settings}
+    del told["save_every"]  # changes nothing that is computed
     run = Run(Path(out))
     optimizer = torch.optim.AdamW(decay_groups(model, plan.weight_decay), lr=plan.lr, betas=(0.9, 0.98))
     ema = Ema(model, plan.ema) if plan.ema else None
-    state = run.open(settings, resume, lambda path: load_checkpoint(path, model, optimizer, ema))
+    state = run.open(told, resume, lambda path: load_checkpoint(path, model, optimizer, ema))
     device = next(model.parameters()).device
     total = plan.epochs * task.steps
 
@@ -140,14 +145,15 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
                 for batch in batches:
                     rate = plan.lr * warmup_cosine(state["step"], total, plan.warmup)
                     torch.manual_seed(_mix(plan.seed, state["step"]))
+                    loss = _gradients(model, task, batch, optimizer, rate, plan, device, run, state["step"])
                     whole = False
-                    loss = _step(model, task, batch, optimizer, rate, plan, device, run, state["step"])
+                    optimizer.step()
                     if ema is not None:
                         ema.update(model)
                     state["step"] += 1
                     state["sum"] += loss
-                    whole = True
                     run.write({"step": state["step"], "loss": loss, "lr": rate})
+                    whole = True
                     if plan.save_every and time.monotonic() - saved > plan.save_every:
                         checkpoint()
                         saved = time.monotonic()
@@ -155,6 +161,7 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
                 if whole:
                     checkpoint()
                 raise
+            checkpoint()  # scoring may take long, and be interrupted
             row = {"epoch": epoch + 1, "step": state["step"], "train_loss": state["sum"] / task.steps}
             row.update(_score(model, task, ema, run, state))
             row["seconds"] = state["seconds"] = state["seconds"] + time.monotonic() - begun
@@ -164,9 +171,9 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
             yield row
 
 
-def _step(model: nn.Module, task: Task, batch: Any, optimizer: torch.optim.Optimizer, rate: float, plan: Plan,
-          device: torch.device, run: "Run", step: int) -> float:
-    """One optimiser step; returns the loss."""
+def _gradients(model: nn.Module, task: Task, batch: Any, optimizer: torch.optim.Optimizer, rate: float,
+               plan: Plan, device: torch.device, run: "Run", step: int) -> float:
+    """Gradients and learning rate of one step; returns the loss."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     with autocast(device, plan.precision):
@@ -178,7 +185,6 @@ def _step(model: nn.Module, task: Task, batch: Any, optimizer: torch.optim.Optim
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, plan.clip or math.inf)
         if math.isfinite(norm.item()):
-            optimizer.step()
             return value
         value = math.nan
     raise InputError(f"loss or gradient is not finite at step {step + 1} (learning rate {rate:.2g}); training "
@@ -193,11 +199,11 @@ def _score(model: nn.Module, task: Task, ema: Ema | None, run: "Run", state: dic
     try:
         with torch.no_grad():
             scores = task.evaluate(model)
-        task.save(model, run.folder / "last.safetensors", scores)
+        task.save(model, run.folder / LAST, scores)
         first = next(iter(scores.values()), -math.inf)
         if state["best"] is None or first > state["best"]:
+            task.save(model, run.folder / BEST, scores)
             state["best"] = first
-            task.save(model, run.folder / "best.safetensors", scores)
     finally:
         if ema is not None:
             ema.swap(model)
@@ -214,10 +220,19 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def check(self, resume: bool) -> None:
+        """Raise InputError unless a run is there exactly if one shall be resumed (for a look before long work)."""
+        there = (self.folder / CHECKPOINT).exists() or (self.folder / HISTORY).exists()
+        if resume and not there:
+            raise InputError("nothing to resume: no checkpoint here", source=self.folder)
+        if there and not resume:
+            raise InputError("already holds a run: give --resume to continue it, or another --out",
+                             source=self.folder)
+
     def open(self, settings: Mapping[str, Any], resume: bool,
              restore: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         """Begin or continue; returns the progress so far. See `fit` for what raises."""
-        there = (self.folder / CHECKPOINT).exists() or (self.folder / HISTORY).exists()
+        self.check(resume)
         if resume and (self.folder / CONFIG).exists():
             before = read_json(self.folder / CONFIG)
             now = json.loads(json.dumps(dict(settings)))
@@ -225,11 +240,6 @@ class Run:
                       if before.get(key) != now.get(key)]
             if differ:
                 raise InputError(f"cannot resume with other settings: {some(differ, 4)}", source=self.folder)
-        if resume and not there:
-            raise InputError("nothing to resume: no checkpoint here", source=self.folder)
-        if there and not resume:
-            raise InputError("already holds a run: give --resume to continue it, or another --out",
-                             source=self.folder)
         fresh = {"step": 0, "epoch": 0, "sum": 0.0, "best": None, "seconds": 0.0}
         if not resume or not (self.folder / CHECKPOINT).exists():  # killed before the first checkpoint
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -237,6 +247,9 @@ class Run:
             write_text(self.folder / HISTORY, "")
             return fresh
         state = restore(self.folder / CHECKPOINT)
+        for name in (CHECKPOINT, BEST, LAST):  # what a killed process was about to write
+            for half in self.folder.glob(f".{Path(name).stem}-*{Path(name).suffix}"):
+                half.unlink()
         kept = [row for row in read_history(self.folder) if row["step"] <= state["step"]
                 and row.get("epoch", 0) <= state["epoch"]]
         write_text(self.folder / HISTORY, "".join(json.dumps(row) + "\n" for row in kept))

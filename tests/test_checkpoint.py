@@ -1,0 +1,156 @@
+"""Training states on disk."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import tiny_run
+from minivl.errors import InputError
+from minivl.files import read_tensors, write_tensors
+from minivl.models.captioner import Captioner
+from minivl.train.checkpoint import load_checkpoint, save_checkpoint
+from minivl.train.optim import Ema, decay_groups
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def adamw(model: nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(decay_groups(model, 0.1), lr=1e-2, betas=(0.9, 0.98))
+
+
+def steps(model: Captioner, optimizer: torch.optim.Optimizer, ema: Ema | None, first: int, last: int) -> list[float]:
+    """Losses of training steps that depend on their number alone."""
+    task, losses = tiny_run.task(model), []
+    batches = list(task.batches(0, 0))
+    for step in range(first, last):
+        torch.manual_seed(step)
+        loss = task.loss(model.train(), batches[step % len(batches)])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if ema is not None:
+            ema.update(model)
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_continues_bit_for_bit(tmp_path: Path, averaged: bool) -> None:
+    model = tiny_run.captioner(dropout=0.1)
+    optimizer, ema = adamw(model), Ema(model, 0.9) if averaged else None
+    steps(model, optimizer, ema, 0, 3)
+    save_checkpoint(tmp_path / "c.safetensors", model, optimizer, ema, {"step": 3, "sum": 0.1 + 0.2})
+    expected = steps(model, optimizer, ema, 3, 7)
+
+    other = tiny_run.captioner(dropout=0.1, seed=99)
+    other_optimizer, other_ema = adamw(other), Ema(other, 0.9) if averaged else None
+    progress = load_checkpoint(tmp_path / "c.safetensors", other, other_optimizer, other_ema)
+    assert progress["step"] == 3 and progress["sum"] == 0.1 + 0.2  # exact through JSON
+    assert steps(other, other_optimizer, other_ema, 3, 7) == expected
+    for (name, one), two in zip(model.state_dict().items(), other.state_dict().values()):
+        assert torch.equal(one, two), name
+    if averaged:
+        assert other_ema.updates == 7
+        assert all(torch.equal(ema.shadow[name], other_ema.shadow[name]) for name in ema.shadow)
+
+
+def test_losing_the_optimiser_would_show(tmp_path: Path) -> None:
+    model = tiny_run.captioner()
+    optimizer = adamw(model)
+    steps(model, optimizer, None, 0, 3)
+    other = copy.deepcopy(model)
+    assert steps(other, adamw(other), None, 3, 6) != steps(model, optimizer, None, 3, 6)
+
+
+def test_saving_changes_nothing(tmp_path: Path) -> None:
+    runs = []
+    for saves in (False, True):
+        model = tiny_run.captioner()
+        optimizer, ema = adamw(model), Ema(model, 0.9)
+        losses = steps(model, optimizer, ema, 0, 2)
+        if saves:
+            save_checkpoint(tmp_path / "c.safetensors", model, optimizer, ema, {"step": 2})
+        runs.append(losses + steps(model, optimizer, ema, 2, 4))
+    assert runs[0] == runs[1]
+
+
+def test_before_the_first_step(tmp_path: Path) -> None:
+    model = tiny_run.captioner()
+    save_checkpoint(tmp_path / "c.safetensors", model, adamw(model), None, {"step": 0})
+    other = tiny_run.captioner(seed=4)
+    optimizer = adamw(other)
+    load_checkpoint(tmp_path / "c.safetensors", other, optimizer, None)
+    assert steps(other, optimizer, None, 0, 2) == steps(model, adamw(model), None, 0, 2)
+
+
+def test_frozen_weights_are_left_out_but_held_against(tmp_path: Path) -> None:
+    def frozen(seed: int) -> Captioner:
+        model = tiny_run.captioner(seed=seed)
+        model.encoder.requires_grad_(False)
+        return model
+
+    path = tmp_path / "c.safetensors"
+    model = frozen(0)
+    save_checkpoint(path, model, adamw(model), Ema(model, 0.9), {"step": 0})
+    assert not any("encoder." in name for name in read_tensors(path)[0])
+    other = frozen(3)
+    with pytest.raises(InputError, match="frozen"):
+        load_checkpoint(path, other, adamw(other), Ema(other, 0.9))
+    other.encoder.load_state_dict(model.encoder.state_dict())
+    load_checkpoint(path, other, adamw(other), Ema(other, 0.9))
+    assert torch.equal(other.proj.weight, model.proj.weight)
+
+
+def wrong(path: Path, model: Captioner, ema: Ema | None) -> str:
+    """The message of a refused checkpoint, the model being untouched."""
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError) as raised:
+        load_checkpoint(path, model, adamw(model), ema)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    message = str(raised.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+def test_another_model_is_refused_and_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    model = tiny_run.captioner()
+    optimizer, ema = adamw(model), Ema(model, 0.9)
+    steps(model, optimizer, ema, 0, 1)
+    save_checkpoint(path, model, optimizer, ema, {"step": 1})
+    wider = tiny_run.captioner(width=24)
+    assert "another model" in wrong(path, wider, Ema(wider, 0.9))
+    deeper = tiny_run.captioner(depth=3)
+    assert "decoder.blocks.2" in wrong(path, deeper, Ema(deeper, 0.9))
+    shallower = tiny_run.captioner(depth=1)
+    assert "decoder.blocks.1" in wrong(path, shallower, Ema(shallower, 0.9))
+    assert "ema." in wrong(path, tiny_run.captioner(), None)
+    thawed = tiny_run.captioner()
+    thawed.encoder.requires_grad_(False)
+    assert "encoder." in wrong(path, thawed, Ema(thawed, 0.9))
+
+
+def test_average_asked_for_but_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    model = tiny_run.captioner()
+    save_checkpoint(path, model, adamw(model), None, {"step": 0})
+    assert "ema." in wrong(path, model, Ema(model, 0.9))
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    model = tiny_run.captioner()
+    assert "no such file" in wrong(tmp_path / "none.safetensors", model, None)
+    write_tensors(tmp_path / "other.safetensors", model.state_dict())
+    assert "no training checkpoint" in wrong(tmp_path / "other.safetensors", model, None)
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, model, adamw(model), None, {"step": 0})
+    path.write_bytes(path.read_bytes()[:-50])
+    assert "not a whole safetensors file" in wrong(path, model, None)

@@ -1,0 +1,148 @@
+"""Decay groups, the schedule and the moving average."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import tiny_run
+from minivl.models.vit import ViT, ViTConfig
+from minivl.train.optim import Ema, decay_groups, warmup_cosine
+
+
+def names(model: nn.Module, decay: float = 0.3) -> tuple[set[str], set[str]]:
+    """Names of the (decaying, other) parameters, each parameter being in one group once."""
+    groups = decay_groups(model, decay)
+    listed = [name for group in groups for name in group["names"]]
+    parameters = [id(parameter) for group in groups for parameter in group["params"]]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert sorted(listed) == sorted(trained)
+    assert len(set(parameters)) == len(parameters) and parameters == [id(trained[name]) for name in listed]
+    assert {group["weight_decay"] for group in groups} <= {decay, 0.0}
+    found = ({name for group in groups if group["weight_decay"] == which for name in group["names"]}
+             for which in (decay, 0.0))
+    return next(found), next(found)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+def test_only_matrices_decay(tied: bool, positions: str) -> None:
+    decaying, others = names(tiny_run.captioner(tied=tied, positions=positions))
+    assert "encoder.cls_token" in others and "encoder.pos_embed" in others
+    assert "decoder.embed.weight" in others
+    assert ("decoder.pos_embed" in others) == (positions == "learned")
+    assert all(name in others for name in decaying | others if name.endswith("bias") or "norm" in name)
+    assert all(name in decaying for name in decaying | others
+               if name.endswith(("_proj.weight", "fc1.weight", "fc2.weight", "patch_embed.proj.weight")))
+    assert "proj.weight" in decaying and "encoder.patch_embed.proj.weight" in decaying
+    assert ("decoder.head.weight" in decaying) == (not tied)
+
+
+def test_tied_by_sharing_one_parameter_is_a_table() -> None:
+    class Tied(nn.Module):
+        def __init__(self, head_first: bool) -> None:
+            super().__init__()
+            if head_first:
+                self.head = nn.Linear(6, 9, bias=False)
+            self.table = nn.Embedding(9, 6)
+            if not head_first:
+                self.head = nn.Linear(6, 9, bias=False)
+            self.head.weight = self.table.weight
+            self.other = nn.Linear(6, 6)
+
+    for head_first in (True, False):
+        decaying, others = names(Tied(head_first))
+        assert decaying == {"other.weight"} and len(others) == 2
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    model = tiny_run.captioner()
+    model.encoder.requires_grad_(False)
+    decaying, others = names(model)
+    assert not any(name.startswith("encoder.") for name in decaying | others)
+    assert "proj.weight" in decaying
+
+
+def test_decay_is_felt_by_decaying_parameters_alone() -> None:
+    torch.manual_seed(0)
+    model = ViT(ViTConfig((8, 8), (4, 4), 8, 1, 2, 12, num_classes=3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.AdamW(decay_groups(model, 0.5), lr=0.1)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        matrix = name.endswith(("proj.weight", "fc1.weight", "fc2.weight", "head.weight"))
+        torch.testing.assert_close(parameter.detach(), before[name] * (1 - 0.1 * 0.5 if matrix else 1))
+
+
+def test_a_model_without_matrices_has_one_group() -> None:
+    assert names(nn.LayerNorm(4)) == (set(), {"weight", "bias"})
+
+
+def test_warmup_and_cosine_values() -> None:
+    total, warmup = 110, 10
+    assert [warmup_cosine(step, total, warmup) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert warmup_cosine(10, total, warmup) == 1.0
+    assert warmup_cosine(35, total, warmup) == pytest.approx(0.5 + math.sqrt(0.125))  # a quarter: cos(pi/4)
+    assert warmup_cosine(60, total, warmup) == pytest.approx(0.5)
+    assert warmup_cosine(109, total, warmup) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
+    assert warmup_cosine(110, total, warmup) == pytest.approx(0.0)
+    assert warmup_cosine(500, total, warmup) == pytest.approx(0.0)  # never up again
+
+
+def test_schedule_without_warmup_and_with_nothing_else() -> None:
+    assert warmup_cosine(0, 7, 0) == 1.0
+    assert [warmup_cosine(step, 4, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert [warmup_cosine(step, 2, 8) for step in range(2)] == [0.125, 0.25]
+    values = [warmup_cosine(step, 50, 5) for step in range(50)]
+    assert values[5:] == sorted(values[5:], reverse=True) and min(values) > 0
+
+
+def test_average_follows_its_formula() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    ema = Ema(model, 0.5)
+    assert set(ema.shadow) == {"weight"}
+    expected = model.weight.detach().double().clone()
+    for update in range(12):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3))
+        ema.update(model)
+        decay = min(0.5, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * model.weight.detach().double()
+        torch.testing.assert_close(ema.shadow["weight"].double(), expected, rtol=0, atol=1e-6)
+    assert ema.updates == 12 and 13 / 22 > 0.5 > 1 / 10  # both branches of the minimum were seen
+
+
+def test_average_is_no_view_of_the_weights() -> None:
+    model = nn.Linear(3, 2)
+    ema = Ema(model, 0.9)
+    held = ema.shadow["weight"].clone()
+    with torch.no_grad():
+        model.weight.mul_(5)
+    assert torch.equal(ema.shadow["weight"], held)
+
+
+def test_swap_there_and_back() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    ema = Ema(model, 0.9)
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    ema.update(model)
+    weight, average = model.weight.detach().clone(), ema.shadow["weight"].clone()
+    assert not torch.equal(weight, average)
+    pointer = model.weight.data_ptr()
+    ema.swap(model)
+    assert torch.equal(model.weight, average) and torch.equal(ema.shadow["weight"], weight)
+    ema.swap(model)
+    assert torch.equal(model.weight, weight) and torch.equal(ema.shadow["weight"], average)
+    assert model.weight.data_ptr() == pointer  # in place: the optimiser still holds these tensors

@@ -1,0 +1,133 @@
+"""The README's commands and code do what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import minivl
+from minivl.convert.timm import TABLE
+from minivl.data.scenes import scene
+from minivl.files import write_json, write_tensors
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def run(command: list[str], folder: Path) -> str:
+    """A `python PROGRAM` line of the README, run in `folder`."""
+    program = [part if part.startswith("-") else str(ROOT / part) if (ROOT / part).is_file() else part
+               for part in command[1:]]
+    done = subprocess.run([sys.executable, *program], cwd=folder, capture_output=True, text=True, timeout=600,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+                               "XDG_CACHE_HOME": str(folder / "cache")})
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
+    return done.stdout
+
+
+def timm_file(path: Path) -> None:
+    """A random DeiT-tiny under timm's names."""
+    model = minivl.create("deit_tiny_patch16_224")
+    ours = model.state_dict()
+    theirs = {}
+    for name in ours:
+        match = re.fullmatch(r"(blocks\.\d+\.attn)\.(q|k|v|out)_proj\.(weight|bias)", name)
+        if match is None:
+            theirs[name] = ours[name]
+        elif match[2] == "out":
+            theirs[f"{match[1]}.proj.{match[3]}"] = ours[name]
+        elif match[2] == "q":
+            parts = [ours[f"{match[1]}.{one}_proj.{match[3]}"] for one in "qkv"]
+            theirs[f"{match[1]}.qkv.{match[3]}"] = torch.cat(parts)
+    assert all(any(re.fullmatch(rule.pattern, name) for rule in TABLE) for name in theirs)
+    write_tensors(path, theirs)
+
+
+@pytest.fixture()
+def user(tmp_path: Path) -> Path:
+    """A folder with the files the README speaks of."""
+    images = tmp_path / "flickr8k" / "images"
+    images.mkdir(parents=True)
+    for split, numbers in (("train", range(6)), ("dev", range(6, 9))):
+        drawn = {number: scene(number) for number in numbers}
+        for number, one in drawn.items():
+            one.image.resize((80, 60)).save(images / f"{number}.jpg")
+        write_json(tmp_path / "flickr8k" / f"{split}.json", {
+            "images": [{"id": number, "file_name": f"{number}.jpg"} for number in drawn],
+            "annotations": [{"id": 10 * number + place, "image_id": number, "caption": text}
+                            for number, one in drawn.items() for place, text in enumerate(one.captions)]})
+    scene(3).image.save(tmp_path / "photo.jpg")
+    timm_file(tmp_path / "deit_tiny_patch16_224.safetensors")
+    return tmp_path
+
+
+def test_python_blocks_run(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(user)
+    names: dict[str, object] = {}
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), names)
+    assert tuple(names["heat"].shape) == (96, 96)  # type: ignore[attr-defined]
+    assert names["vit"].config.num_classes == 37  # type: ignore[attr-defined]
+
+
+def test_viz_without_arguments(user: Path) -> None:
+    assert ["python", "viz.py", "caption"] in commands()
+    run(["python", "viz.py", "caption"], user)
+    assert len(list((user / "runs" / "viz").glob("scene-*.png"))) >= 2
+
+
+def test_training_and_drawing_commands(user: Path) -> None:
+    train = [command for command in commands() if command[:2] == ["python", "train_p2.py"]]
+    draw = [command for command in commands() if command[:2] == ["python", "viz.py"] and "--weights" in command]
+    assert len(train) == len(draw) == 1
+    run([*train[0], "--min-count", "1"], user)  # the few words of this small set are all rare
+    run(draw[0], user)
+    assert (user / "pictures" / "photo.png").stat().st_size > 10_000
+    rows = [json.loads(line) for line in (user / "runs/flickr8k/history.jsonl").read_text().splitlines()]
+    assert sum("epoch" in row for row in rows) == json.loads((user / "runs/flickr8k/config.json").read_text())["epochs"]
+
+
+def test_every_program_of_the_table_has_help() -> None:
+    for name in re.findall(r"^\| `([^`]+)`", README, re.MULTILINE):
+        parts = name.removeprefix("python ").split()
+        run(["python", *parts, "--help"], ROOT)
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"`make ([a-z-]+)`", README)) | {"demo"}
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_make_demo(tmp_path: Path) -> None:
+    """The demo in a copy of the checkout, with this interpreter's packages."""
+    copy = tmp_path / "minivl"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "__pycache__", "*.egg-info"))
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    (copy / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (copy / ".venv" / "installed").touch()
+    done = subprocess.run(["make", "demo"], cwd=copy, capture_output=True, text=True, timeout=1200,
+                          env={**os.environ, "PYTHONPATH": str(copy)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "attention beats every control by its interval" in done.stdout
+    assert len(list((copy / "runs/demo/pictures").glob("*.png"))) >= 2
