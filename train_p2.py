@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +21,8 @@ from minivl.models.captioner import Captioner, CaptionerConfig
 from minivl.models.decoder import DecoderConfig
 from minivl.models.presets import PRESETS
 from minivl.models.vit import ViT
-from minivl.text.tokenizer import Tokenizer
 from minivl.plotting.history import plot_history
+from minivl.text.tokenizer import Tokenizer
 from minivl.train import captioning, features
 from minivl.train.loop import Plan, Run, fit, read_history
 
@@ -111,10 +109,9 @@ def build_encoder(args: argparse.Namespace) -> ViT:
         torch.manual_seed(args.seed)
         encoder = minivl.create(args.encoder, num_classes=0)
     else:
-        loaded = minivl.load(args.encoder)
-        if not isinstance(loaded, ViT):
-            raise InputError("is a captioner; --encoder takes a ViT", source=args.encoder)
-        encoder = minivl.loading.without_head(loaded)
+        loaded = minivl.load(args.encoder, num_classes=0)  # refuses a captioner
+        assert isinstance(loaded, ViT)
+        encoder = loaded
     if encoder.preprocessing is None:
         raise InputError("its preprocessing is unknown: name the file after a preset", source=args.encoder)
     encoder.preprocessing = replace(encoder.preprocessing, mode=args.fit)
@@ -142,19 +139,11 @@ def build_captioner(args: argparse.Namespace, encoder: ViT, texts: Sequence[str]
 
 # -- 3. load -------------------------------------------------------------------------------------------------
 
-def draw(number: int, *, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """One scene as pixels and captions (runs in worker processes)."""
-    scene = Scenes(1, start=number, size=size)[0]
-    return np.asarray(scene.image), scene.captions
-
-
-def draw_scenes(args: argparse.Namespace, start: int, count: int, size: int) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+def draw_scenes(start: int, count: int, size: int) -> tuple[np.ndarray, list[tuple[str, ...]]]:
     """Pixels (count, size, size, 3) and captions of scenes."""
-    numbers = range(start, start + count)
-    with get_context("spawn").Pool(max(1, args.workers)) as pool:
-        drawn = pool.imap(partial(draw, size=size), numbers, chunksize=64)
-        pixels, captions = zip(*programs.progress(drawn, total=count, desc="drawing scenes"))
-    return np.stack(pixels), list(captions)
+    drawn = [(np.asarray(scene.image), scene.captions) for scene in
+             programs.progress(Scenes(count, start=start, size=size), total=count, desc="drawing scenes")]
+    return np.stack([pixels for pixels, _ in drawn]), [captions for _, captions in drawn]
 
 
 def frozen_features(args: argparse.Namespace, encoder: ViT, photos: Sequence[Path], flip: bool) -> features.Features:
@@ -186,8 +175,8 @@ def main(argv: Sequence[str] | None) -> None:
         captions, val_captions = list(train_set.captions.values()), dict(val_set.captions)
         files, val_files = ([args.images / name for name in one.images] for one in (train_set, val_set))
     else:
-        pixels, captions = draw_scenes(args, 0, args.scenes, size[0])
-        val_pixels, told = draw_scenes(args, VAL_START, args.val_scenes, size[0])
+        pixels, captions = draw_scenes(0, args.scenes, size[0])
+        val_pixels, told = draw_scenes(VAL_START, args.val_scenes, size[0])
         val_captions = {f"scene {VAL_START + number}": texts for number, texts in enumerate(told)}
     captioner = build_captioner(args, encoder, [text for texts in captions for text in texts]).to(device)
     views = 1
@@ -205,7 +194,7 @@ def main(argv: Sequence[str] | None) -> None:
         val_images = captioning.Pixels(val_pixels, captioner.preprocessing)
     remember = captioning.from_features if args.images and args.freeze_encoder else Captioner.encode
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
-                if key not in ("resume", "json", "workers", "features", "device")}
+                if key not in ("out", "resume", "json", "workers", "features", "device")}
     task = captioning.CaptionTask(
         captioner, images, captions, val_images, val_captions, remember=remember, batch_size=args.batch_size,
         refs=args.refs, smoothing=args.smoothing, seed=args.seed, views=views, drop_tokens=args.drop_tokens,
@@ -232,8 +221,12 @@ def finish(args: argparse.Namespace, val_captions: Mapping[str, Sequence[str]]) 
     assert isinstance(captioner, Captioner)
     if not args.images and "look" not in captioner.notes:
         scenes = list(Scenes(min(LOOK_SCENES, args.scenes), size=captioner.config.encoder.image_size[0]))
-        captioner.notes["look"] = choose_look(captioner, scenes, args.beams)
-        minivl.save(captioner, best)
+        look = choose_look(captioner, scenes, args.beams)
+        if look:
+            captioner.notes["look"] = look
+            minivl.save(captioner, best)
+        else:
+            programs.report(args, {"look": None}, "the captions name nothing yet: no layer and heads to look at")
     scores = captioner.notes["scores"]
     programs.report(args, {"best": str(best), **scores}, f"best: CIDEr-D {scores['cider_d']:.3f} with {args.beams} "
                     f"beams on {len(val_captions)} validation pictures ({scores['signature']}): {best}")

@@ -5,7 +5,8 @@
 
 The two passes alternate, so that whatever else the machine does falls on both alike. Printed are the
 median of the ratios of neighbouring passes with a bootstrap interval, the medians themselves, and the
-bytes the record keeps. Exit code 1 if capture costs more than 3 % or keeps more than 1 MB.
+bytes the record keeps. Exit code 1 if capture costs more than 3 %, the whole interval beyond it, or keeps
+more than 1 MB per image. On a busy machine one thread and more repeats narrow the interval.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_base_patch16_224", help="a preset's name")
     parser.add_argument("--batch", type=int, default=1, help="images per pass")
-    parser.add_argument("--repeats", type=int, default=60, help="pairs of passes")
+    parser.add_argument("--repeats", type=int, default=120, help="pairs of passes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--seed", type=int, default=0)
@@ -97,8 +98,9 @@ def main() -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     found = measure(args)
-    cost, size = float(found["ratio"]) - 1, int(found["bytes"])
-    held = cost < COST_LIMIT and size < BYTES_LIMIT * args.batch
+    ratio, low, size = float(found["ratio"]), float(found["ratio_low"]), int(found["bytes"])
+    exceeded = low > 1 + COST_LIMIT or size >= BYTES_LIMIT * args.batch
+    verdict = "limits hold" if ratio < 1 + COST_LIMIT else "undecided: the interval spans the limit"
     if args.json:
         print(json.dumps(found))
     else:
@@ -109,8 +111,8 @@ def main() -> int:
         print(f"  ratio      {found['ratio']:8.4f}    95 % interval {found['ratio_low']:.4f} to "
               f"{found['ratio_high']:.4f}, limit {1 + COST_LIMIT}")
         print(f"  recorded   {size:8d} bytes, limit {BYTES_LIMIT * args.batch}")
-        print("limits hold" if held else "LIMIT EXCEEDED")
-    return 0 if held else 1
+        print("LIMIT EXCEEDED" if exceeded else verdict)
+    return int(exceeded)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ class Noun:
 
 def caption_scenes(captioner: Captioner, scenes: Sequence[Any], beams: int) -> list[Caption]:
     """One caption per scene."""
-    return captioner.caption([scene.image for scene in scenes], beams=beams, batch_size=BATCH)
+    max_len = min(30, captioner.config.decoder.max_len - 1)
+    return captioner.caption([scene.image for scene in scenes], beams=beams, max_len=max_len, batch_size=BATCH)
 
 
 @torch.no_grad()
@@ -97,13 +98,17 @@ def choose_look(captioner: Captioner, scenes: Sequence[Any], beams: int) -> dict
     """The layer and heads (one, or the mean of all) that point best on these (training) scenes.
 
     Returns:
-        ``{"layer": int, "heads": "mean" or [head], "score": share of hits, "scenes": how many}``.
+        ``{"layer": int, "heads": "mean" or [head], "score": share of hits, "scenes": how many}``; empty where
+        the captions name nothing.
     """
     nouns = collect(captioner, scenes, caption_scenes(captioner, scenes, beams))
+    if not nouns:
+        return {}
     n_layers, n_heads = captioner.attn_sites["cross"]
     best: dict[str, Any] = {}
     for layer in range(n_layers):
-        for heads in ("mean", *([head] for head in range(n_heads))):
+        choices: list[list[int] | str] = ["mean", *([head] for head in range(n_heads))]
+        for heads in choices:
             score = pointing_score(looks_of(nouns, len(scenes), layer, heads), samples=1).score
             if not best or score > best["score"]:
                 best = {"layer": layer, "heads": heads, "score": score, "scenes": len(scenes)}

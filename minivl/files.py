@@ -43,10 +43,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        umask = os.umask(0)  # mkstemp makes files that only their owner reads; ours are ordinary files
+        yield temporary
+        # mkstemp (and safetensors) make files that only their owner reads; ours are ordinary files
+        umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)

@@ -186,18 +186,13 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, *, rules: 
     model.load_state_dict(state, strict=True, assign=True)
 
 
-def without_head(model: ViT) -> ViT:
-    """The same model, changed to give pooled features."""
-    _replace_head(model, 0)
-    return model
-
-
 def _replace_head(model: ViT, num_classes: int) -> None:
-    """A head of another size, random; reported, because the trained one is gone."""
+    """No head, or a random one of another size; the latter is reported, because the trained one is gone."""
     if num_classes == model.config.num_classes:
         return
-    logger.info("head replaced: %d classes instead of %d, randomly initialised", num_classes,
-                model.config.num_classes)
+    if num_classes:
+        logger.info("head replaced: %d classes instead of %d, randomly initialised", num_classes,
+                    model.config.num_classes)
     model.config = replace(model.config, num_classes=num_classes)
     model.class_names = None
     model.head = nn.Identity()

@@ -94,7 +94,8 @@ def recipe_defaults(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
     Raises:
         InputError: no such recipe, or a setting that is no option.
     """
-    parser.add_argument("--recipe", help=f"settings by name: {some(sorted(f.stem for f in folder.glob('*.json')), 40)}")
+    there = some(sorted(file.stem for file in folder.glob("*.json")), 40)
+    parser.add_argument("--recipe", help=f"settings by name: {there}")
     early = Parser(None, add_help=False)
     early.add_argument("--recipe")
     name = early.parse_known_args(argv)[0].recipe
@@ -102,7 +103,7 @@ def recipe_defaults(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
         return
     path = folder / f"{name}.json"
     if not path.exists():
-        raise InputError(f"--recipe {name}: unknown; there are: {some(sorted(f.stem for f in folder.glob('*.json')), 40)}")
+        raise InputError(f"--recipe {name}: unknown; there are: {there}")
     settings = read_json(path)
     if not isinstance(settings, dict):
         raise InputError("is no JSON object of settings", source=path)

@@ -181,6 +181,18 @@ def test_logprob_is_the_teacher_forced_sum() -> None:
             assert one.score == pytest.approx(total / divisor, abs=1e-5)
 
 
+def test_the_longest_caption_can_still_be_replayed() -> None:
+    """<BOS> takes a position too, and a caption that never ends is fed to `replay` whole."""
+    model, images = captioner(), pictures()
+    with torch.no_grad():
+        model.decoder.head.bias[3] = -100.0  # <EOS> never comes
+    captions = model.caption(images, max_len=11)
+    assert {len(one.ids) for one in captions} == {12} and model.config.decoder.max_len == 12
+    assert model.replay(images, captions).shape == (2, 12, 11)
+    with pytest.raises(InputError, match="12"):
+        model.caption(images, max_len=12)
+
+
 def test_photos_paths_tensors_and_memory_give_the_same(tmp_path: Path) -> None:
     model = speaking()
     photos = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (30 + 9 * i, 40, 3), dtype=np.uint8))
@@ -239,6 +251,8 @@ def test_mistakes_of_forward_and_replay() -> None:
         ("nowhere", lambda: model(images, ids, attn=AttnRecord("nowhere"))),
         ("layer", lambda: model(images, ids, attn=AttnRecord(layers=[2]))),
         ("row", lambda: model(images, ids, attn=AttnRecord("cross", queries=[4]))),
+        ("row", lambda: model(images, ids, attn=AttnRecord("self", queries=[-5]))),
+        ("head", lambda: model(images, ids, attn=AttnRecord("encoder", heads=[3]))),
         ("image_mask", lambda: model.replay(images, ids, image_mask=torch.ones(2, 12, 8, dtype=torch.bool))),
         ("3 captions for 2", lambda: model.replay(images, [[2], [2], [2]])),
         ("4 captions for 2", lambda: model.replay(images, texts(4, 4))),

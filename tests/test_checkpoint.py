@@ -6,10 +6,10 @@ import copy
 from pathlib import Path
 
 import pytest
+import tiny_run
 import torch
 from torch import nn
 
-import tiny_run
 from minivl.errors import InputError
 from minivl.files import read_tensors, write_tensors
 from minivl.models.captioner import Captioner
@@ -26,7 +26,8 @@ def adamw(model: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(decay_groups(model, 0.1), lr=1e-2, betas=(0.9, 0.98))
 
 
-def steps(model: Captioner, optimizer: torch.optim.Optimizer, ema: Ema | None, first: int, last: int) -> list[float]:
+def steps(model: Captioner, optimizer: torch.optim.Optimizer, ema: Ema | None, first: int,
+          last: int) -> list[float]:
     """Losses of training steps that depend on their number alone."""
     task, losses = tiny_run.task(model), []
     batches = list(task.batches(0, 0))

@@ -34,6 +34,15 @@ def test_the_file_appears_when_the_block_ends(tmp_path: Path) -> None:
     assert target.read_text() == "whole" and left_in(target.parent) == {"out.json"}
 
 
+def test_a_reader_of_the_old_file_never_sees_a_mixture(tmp_path: Path) -> None:
+    target = tmp_path / "out.txt"
+    target.write_text("old")
+    with open(target) as reader:
+        files.write_text(target, "new and longer")
+        assert reader.read() == "old"  # the name moved to another file; the old one was not written into
+    assert target.read_text() == "new and longer"
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
 def test_an_exception_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
     target = tmp_path / "out.txt"

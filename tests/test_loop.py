@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 import torch
 from torch import Tensor, nn
 
-import tiny_run
 from minivl.errors import InputError
 from minivl.files import read_tensors
 from minivl.loading import load
@@ -38,6 +38,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def story(folder: Path) -> list[dict[str, Any]]:
     """The history without its clock."""
     return [{key: value for key, value in row.items() if key != "seconds"} for row in read_history(folder)]
+
+
+def losses_of(folder: Path) -> list[float]:
+    """The loss of every step."""
+    return [row["loss"] for row in read_history(folder) if "loss" in row]
 
 
 def same_weights(one: Path, two: Path) -> None:
@@ -95,8 +100,8 @@ def test_files_of_a_run(whole: tuple[Path, Plan]) -> None:
     assert sorted(file.name for file in folder.iterdir()) == [
         "best.safetensors", "checkpoint.safetensors", "config.json", "history.jsonl", "last.safetensors"]
     config = json.loads((folder / "config.json").read_text())
-    assert config["kind"] == "tiny" and config["precision"] == plan.precision and config["steps_per_epoch"] == 6
-    last, best = load(folder / "last.safetensors", verify=True), load(folder / "best.safetensors", verify=True)
+    assert (config["kind"], config["precision"], config["steps_per_epoch"]) == ("tiny", plan.precision, 6)
+    last, best = (load(folder / f"{name}.safetensors", verify=True) for name in ("last", "best"))
     epochs = [row for row in read_history(folder) if "epoch" in row]
     assert last.notes["scores"]["cider_d"] == epochs[-1]["cider_d"]
     assert best.notes["scores"]["cider_d"] == max(row["cider_d"] for row in epochs)
@@ -107,7 +112,7 @@ def test_bf16_is_near_fp32_and_not_equal(tmp_path: Path) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
         tiny_run.train(tmp_path / precision, plan=replace(QUICK, epochs=1, precision=precision))
-        losses[precision] = torch.tensor([row["loss"] for row in read_history(tmp_path / precision) if "loss" in row])
+        losses[precision] = torch.tensor(losses_of(tmp_path / precision))
     assert not torch.equal(losses["fp32"], losses["bf16"])
     torch.testing.assert_close(losses["bf16"], losses["fp32"], rtol=0.02, atol=0)
 
@@ -136,7 +141,7 @@ def test_interrupted_again_and_again(whole: tuple[Path, Plan], tmp_path: Path) -
             tiny_run.train(tmp_path / "run", resume=stops > 0, plan=plan, before=stop_at(number))
         stops += 1
         if number:
-            assert step_of(tmp_path / "run") == len([row for row in read_history(tmp_path / "run") if "loss" in row])
+            assert step_of(tmp_path / "run") == len(losses_of(tmp_path / "run"))
     tiny_run.train(tmp_path / "run", resume=True, plan=plan)
     same_run(folder, tmp_path / "run")
 
@@ -164,8 +169,8 @@ def test_interrupted_in_the_backward_pass(whole: tuple[Path, Plan], tmp_path: Pa
 
 
 @pytest.mark.parametrize("where", ["step", "average", "write before", "write after", "score", "swap", "best"])
-def test_interrupted_at_delicate_places(whole: tuple[Path, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                        where: str) -> None:
+def test_interrupted_at_delicate_places(whole: tuple[Path, Plan], tmp_path: Path,
+                                        monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     folder, plan = whole
     owner, name, number = {
         "step": (torch.optim.AdamW, "step", 9), "average": (Ema, "update", 9),
@@ -256,8 +261,9 @@ def test_crash_at_every_file_operation(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("number, times", [(signal.SIGKILL, 12), (signal.SIGTERM, 4)])
 def test_killed_at_random_moments(tmp_path: Path, number: int, times: int) -> None:
+    program = str(ROOT / "tests" / "tiny_run.py")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "tiny_run.py"), str(tmp_path / "run"), str(int(number)), str(times)],
+        [sys.executable, program, str(tmp_path / "run"), str(int(number)), str(times)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tiny_run.train(tmp_path / "whole")
@@ -297,8 +303,10 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 
 def test_other_settings_are_listed(whole: tuple[Path, Plan]) -> None:
     folder, plan = whole
-    line = refused(folder, plan=replace(plan, lr=5e-3, epochs=4), resume=True, settings={"kind": "big", "new": 1})
-    for told in ("lr was 0.003, is 0.005", "epochs was 3, is 4", "kind was 'tiny', is 'big'", "new was None, is 1"):
+    line = refused(folder, plan=replace(plan, lr=5e-3, epochs=4), resume=True,
+                   settings={"kind": "big", "new": 1})
+    for told in ("lr was 0.003, is 0.005", "epochs was 3, is 4", "kind was 'tiny', is 'big'",
+                 "new was None, is 1"):
         assert told in line
     assert "seed" not in line
     assert "steps_per_epoch was 6, is 5" in refused(folder, plan=plan, resume=True, pictures=20)
@@ -316,6 +324,15 @@ def test_how_often_is_saved_may_change(whole: tuple[Path, Plan], tmp_path: Path)
         tiny_run.train(tmp_path, plan=plan, before=stop_at(7))
     tiny_run.train(tmp_path, plan=replace(plan, save_every=1e-9), resume=True)
     same_run(folder, tmp_path)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={}))
+    for name in (".checkpoint-x1_y2.safetensors", ".best-a.safetensors", ".history-b.jsonl", ".tmpgAObXr",
+                 ".keep", ".tmp"):
+        (tmp_path / name).write_text("half")
+    list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={}, resume=True))
+    assert {file.name for file in tmp_path.glob(".*")} == {".keep", ".tmp"}
 
 
 def test_resuming_a_finished_run_does_nothing(whole: tuple[Path, Plan]) -> None:
@@ -361,7 +378,8 @@ def test_nan_stops_with_the_last_good_checkpoint(tmp_path: Path, spoil: Callable
     plan = replace(tiny_run.PLAN, clip=clip, epochs=2)
     tiny_run.train(tmp_path / "whole", plan=plan, pictures=9)
     with pytest.raises(InputError) as raised:
-        tiny_run.train(tmp_path / "run", plan=plan, pictures=9, before=lambda step: spoil if step == 4 else None)
+        tiny_run.train(tmp_path / "run", plan=plan, pictures=9,
+                       before=lambda step: spoil if step == 4 else None)
     message = str(raised.value)
     assert "step 5" in message and str(tmp_path / "run" / loop.CHECKPOINT) in message and "\n" not in message
     assert step_of(tmp_path / "run") == 4
@@ -402,7 +420,8 @@ class LineTask:
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
         generator = torch.Generator().manual_seed(epoch)
-        every = [(torch.randn(6, 5, generator=generator), torch.randn(6, generator=generator) * 9) for _ in range(4)]
+        every = [(torch.randn(6, 5, generator=generator), torch.randn(6, generator=generator) * 9)
+                 for _ in range(4)]
         return iter(every[start:])
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -424,7 +443,7 @@ LINE = Plan(epochs=4, lr=0.1, weight_decay=0.3, warmup=3, clip=0.5, ema=0.6, see
 def test_equals_a_loop_written_out(tmp_path: Path) -> None:
     task, model = LineTask(), Line()
     rows = list(fit(model, task, LINE, out=tmp_path, settings={}))
-    losses = [row["loss"] for row in read_history(tmp_path) if "loss" in row]
+    losses = losses_of(tmp_path)
 
     other, averages, expected = Line(), [], []
     optimizer = torch.optim.AdamW([{"params": [other.linear.weight], "weight_decay": 0.3},
@@ -459,7 +478,7 @@ def test_the_average_does_not_touch_training(tmp_path: Path) -> None:
     losses = []
     for ema in (0.0, 0.6):
         list(fit(Line(), LineTask(), replace(LINE, ema=ema), out=tmp_path / str(ema), settings={}))
-        losses.append([row["loss"] for row in read_history(tmp_path / str(ema)) if "loss" in row])
+        losses.append(losses_of(tmp_path / str(ema)))
     assert losses[0] == losses[1]
 
 
@@ -467,14 +486,15 @@ def test_without_clipping_large_gradients_stay(tmp_path: Path) -> None:
     histories = []
     for clip in (0.0, 1e9, 0.5):
         list(fit(Line(), LineTask(), replace(LINE, clip=clip), out=tmp_path / str(clip), settings={}))
-        histories.append([row["loss"] for row in read_history(tmp_path / str(clip)) if "loss" in row])
+        histories.append(losses_of(tmp_path / str(clip)))
     assert histories[0] == histories[1] != histories[2]
 
 
 def test_best_is_the_highest_first_score(tmp_path: Path) -> None:
     task = LineTask((0.1, 0.5, 0.3, 0.5))
     list(fit(Line(), task, LINE, out=tmp_path, settings={}))
-    assert task.saved == [("last", 0.1), ("best", 0.1), ("last", 0.5), ("best", 0.5), ("last", 0.3), ("last", 0.5)]
+    assert task.saved == [("last", 0.1), ("best", 0.1), ("last", 0.5), ("best", 0.5), ("last", 0.3),
+                          ("last", 0.5)]
 
 
 def test_best_is_remembered_across_a_stop(tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+import tiny_run
 import torch
 from torch import nn
 
-import tiny_run
 from minivl.models.vit import ViT, ViTConfig
 from minivl.train.optim import Ema, decay_groups, warmup_cosine
 

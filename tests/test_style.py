@@ -52,7 +52,7 @@ def test_style_counts() -> None:
           f"{share['docstrings']:.1%}; comments {comments / code:.1%} of {code} lines; widest line {widest}")
     assert longest_file[0] <= 400 and longest[0] <= 80, "too long to read"
     assert min(share.values()) >= 0.95, share
-    assert widest[0] <= 130, "a line too wide"  # flake8 holds 110
+    assert widest[0] <= 130, "a line too wide"  # flake8 holds 120
 
 
 def test_no_printing_and_no_drawers() -> None:

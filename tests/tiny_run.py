@@ -1,6 +1,6 @@
 """A captioner's training small enough for tests; as a program it trains, kills itself and resumes.
 
-    python tests/tiny_run.py FOLDER SIGNAL TIMES    trains in forked children that get the signal at random moments
+    python tests/tiny_run.py FOLDER SIGNAL TIMES    forked children train and get the signal at random moments
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def captioner(dropout: float = 0.0, seed: int = 0, **changes: Any) -> Captioner:
     tokenizer = Tokenizer.train([" ".join(WORDS)])
     torch.manual_seed(seed)
     encoder = ViTConfig((12, 8), (4, 4), 12, 1, 2, 24, num_classes=0, dropout=dropout)
-    fields = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "max_len": 10, "tied": True, **changes}
+    fields = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "max_len": 11, "tied": True, **changes}
     decoder = DecoderConfig(vocab_size=tokenizer.vocab_size, dropout=dropout, pad_id=tokenizer.pad_id,
                             bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, **fields)
     return Captioner(CaptionerConfig(encoder, decoder), tokenizer=tokenizer, preprocessing=PREPROCESSING)
@@ -65,7 +65,8 @@ class Pictures:
 def task(model: Captioner, pictures: int = 21, **options: Any) -> CaptionTask:
     """Pictures with 1 to 4 captions, 3 validation pictures, batches of 4 pictures with 2 captions each."""
     told = {f"photo {number}": lines for number, lines in enumerate(captions(3, seed=6))}
-    settings = {"batch_size": 8, "refs": 2, "smoothing": 0.1, "drop_tokens": 0.2, "beams": 1, "max_len": 6, **options}
+    settings = {"batch_size": 8, "refs": 2, "smoothing": 0.1, "drop_tokens": 0.2, "beams": 1, "max_len": 6,
+                **options}
     return CaptionTask(model, Pictures(pictures), captions(pictures), Pictures(3, seed=1), told,
                        remember=Captioner.encode, **settings)
 
@@ -90,7 +91,8 @@ class Watched:
 PLAN = Plan(epochs=3, lr=3e-3, warmup=4, clip=1.0, ema=0.9, seed=7, save_every=1e-9)
 
 
-def train(folder: Path, *, resume: bool = False, plan: Plan = PLAN, before: Callable[[int], Any] = lambda step: None,
+def train(folder: Path, *, resume: bool = False, plan: Plan = PLAN,
+          before: Callable[[int], Any] = lambda step: None,
           settings: Mapping[str, Any] = {"kind": "tiny"}, **options: Any) -> list[dict[str, Any]]:
     """A whole run with dropout; returns its rows per epoch."""
     model = captioner(dropout=0.1)
@@ -99,7 +101,7 @@ def train(folder: Path, *, resume: bool = False, plan: Plan = PLAN, before: Call
 
 
 def hunted(folder: Path, number: int, times: int) -> None:
-    """Train in children until one finishes; each of the first `times` is sent the signal after a random while.
+    """Train in children until one finishes; each of the first `times` gets the signal after a random while.
 
     Forked before any backward pass, which torch could not repeat in a child.
     """

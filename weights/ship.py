@@ -32,8 +32,9 @@ def main(argv: Sequence[str] | None) -> None:
     entries[args.name] = {"sha256": sha256(target), "bytes": target.stat().st_size, "made_by": config,
                           "notes": getattr(model, "notes", {})}
     write_json(manifest, dict(sorted(entries.items())))
-    programs.report(args, {"path": str(target), **entries[args.name]},
-                    f"{target}: {target.stat().st_size / 2 ** 20:.1f} MiB, sha256 {entries[args.name]['sha256'][:16]}...")
+    entry = entries[args.name]
+    programs.report(args, {"path": str(target), **entry},
+                    f"{target}: {entry['bytes'] / 2 ** 20:.1f} MiB, sha256 {entry['sha256'][:16]}...")
 
 
 if __name__ == "__main__":

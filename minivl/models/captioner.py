@@ -140,7 +140,8 @@ class Captioner(nn.Module):
         sites: dict[str, Site] = {}
         if images is not None:
             self.encoder.check(images)
-            sites.update(self.encoder.call_sites)
+            sites.update({name: site._replace(batch=len(images))
+                          for name, site in self.encoder.call_sites.items()})
         text = Site(decoder.depth, decoder.num_heads, ids.shape[1])
         sites.update({"self": text, "cross": text})
         with filling(attn, sites, ids.shape[0], ids.device):
@@ -226,8 +227,8 @@ class Captioner(nn.Module):
         if not isinstance(images, (Tensor, Memory, Sequence)) or isinstance(images, str):
             raise InputError(f"images is one {type(images).__name__}: give a list of photos, or a tensor")
         if max_len >= decoder.max_len:  # a whole caption with its <BOS> must fit a replay
-            raise InputError(f"max_len={max_len} tokens and <BOS> need {max_len + 1} text positions: this decoder "
-                             f"has {decoder.max_len}")
+            raise InputError(f"max_len={max_len} tokens and <BOS> need {max_len + 1} text positions: this "
+                             f"decoder has {decoder.max_len}")
         count = images.tokens.shape[0] if isinstance(images, Memory) else len(images)
         captions: list[Caption] = []
         was_training = self.training

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..images import Preprocessing
 from ..nn.blocks import EncoderBlock
-from ..nn.embed import PatchEmbed
+from ..nn.embed import ConvStem, PatchEmbed
 from ..nn.record import AttnRecord, Site, filling, want
 
 
@@ -43,6 +43,7 @@ class ViTConfig:
         eps: of the layer norms.
         qkv_bias: whether q, k and v have biases.
         dropout, attn_dropout: in training, see `EncoderBlock`.
+        stem: channels of the convolutions of a `ConvStem`; empty = one convolution (`PatchEmbed`).
     """
 
     image_size: tuple[int, int]
@@ -60,6 +61,7 @@ class ViTConfig:
     qkv_bias: bool = True
     dropout: float = 0.0
     attn_dropout: float = 0.0
+    stem: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_sizes(self, "width", "depth", "num_heads", "mlp_dim", "in_channels")
@@ -74,6 +76,10 @@ class ViTConfig:
         if any(side % patch for side, patch in zip(self.image_size, self.patch_size)):
             raise InputError(f"image_size {self.image_size} is not a whole number of patches "
                              f"{self.patch_size}")
+        object.__setattr__(self, "stem", tuple(self.stem))
+        if self.stem and self.patch_size != (2 ** len(self.stem),) * 2:
+            raise InputError(f"a stem of {len(self.stem)} convolutions makes patches of "
+                             f"{2 ** len(self.stem)} pixels, patch_size is {self.patch_size}")
         if self.pool not in ("class", "mean"):
             raise InputError(f'pool={self.pool!r}: give "class" or "mean"')
         if self.pool == "class" and not self.class_token:
@@ -113,7 +119,8 @@ class ViT(nn.Module):
         self.preprocessing = preprocessing
         self.class_names = class_names
         width, norm_after_pool = config.width, config.pool == "mean"
-        self.patch_embed = PatchEmbed(config.patch_size, config.in_channels, width)
+        self.patch_embed = ConvStem(config.stem, config.in_channels, width) if config.stem else PatchEmbed(
+            config.patch_size, config.in_channels, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, config.n_tokens, width))
         self.drop = nn.Dropout(config.dropout)
@@ -167,7 +174,9 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor, attn: AttnRecord | None = None) -> Tensor:
         """(B, C, H, W) -> logits (B, V), or pooled features (B, D) with num_classes=0; see `encode`."""
-        return self.head(self.pool(self.encode(images, attn)))
+        self.check(images)
+        with filling(attn, self.call_sites, images.shape[0], images.device):
+            return self.head(self.pool(self.tokens(images, attn)))
 
     def tokens(self, images: Tensor, attn: AttnRecord | None) -> Tensor:
         """`encode` for a caller that has checked the images and opened the record."""

@@ -170,8 +170,8 @@ class CaptionTask:
         progress: tqdm-like, for validation.
     """
 
-    def __init__(self, model: Captioner, images: Images, captions: Sequence[Sequence[str]], val_images: Images,
-                 val_captions: Mapping[str, Sequence[str]], *,
+    def __init__(self, model: Captioner, images: Images, captions: Sequence[Sequence[str]],
+                 val_images: Images, val_captions: Mapping[str, Sequence[str]], *,
                  remember: Callable[[Captioner, Tensor], Memory], batch_size: int = 64, refs: int = 1,
                  smoothing: float = 0.0, seed: int = 0, views: int = 1, drop_tokens: float = 0.0,
                  beams: int = 3, max_len: int = 30, workers: int = 0, notes: Mapping[str, Any] | None = None,
@@ -184,14 +184,16 @@ class CaptionTask:
         if len(images) != views * len(captions) or len(val_images) != len(val_captions):
             raise InputError("as many pictures as sets of captions are needed")
         if len(captions) < 1 or len(val_captions) < 2:
-            raise InputError(f"{len(captions)} training and {len(val_captions)} validation pictures: at least 1 and "
-                             "2 are needed (CIDEr-D compares pictures)")
-        if beams < 1 or not 1 <= max_len <= model.config.decoder.max_len:
-            raise InputError(f"beams={beams} must be at least 1, max_len={max_len} between 1 and the decoder's "
-                             f"{model.config.decoder.max_len}")
+            raise InputError(f"{len(captions)} training and {len(val_captions)} validation pictures: "
+                             "at least 1 and 2 are needed (CIDEr-D compares pictures)")
+        longest = model.config.decoder.max_len - 1  # a place for <BOS>
+        if beams < 1 or not 1 <= max_len <= longest:
+            raise InputError(f"beams={beams} must be at least 1, max_len={max_len} from 1 to this decoder's "
+                             f"{longest}")
         self._images, self._val_images, self._val_captions = images, val_images, val_captions
         self._sequences = [encode_captions(list(told), tokenizer, max_len) for told in captions]
-        self._val_sequences = [encode_captions(list(told), tokenizer, max_len) for told in val_captions.values()]
+        self._val_sequences = [encode_captions(list(told), tokenizer, max_len)
+                               for told in val_captions.values()]
         self._remember, self._refs, self._smoothing, self._seed = remember, refs, smoothing, seed
         self._views, self._drop_tokens = views, drop_tokens
         self._beams, self._max_len, self._workers = beams, max_len, workers
@@ -220,7 +222,7 @@ class CaptionTask:
             plans.append((photos, chosen))
         fetch = _Fetch(self._images, self._sequences, self._pad_id)
         loader: DataLoader[Batch | InputError] = DataLoader(
-            fetch, batch_size=None, sampler=plans[start:],  # type: ignore[arg-type]
+            fetch, batch_size=None, sampler=plans[start:],
             num_workers=self._workers, generator=generator)
         for batch in loader:
             if isinstance(batch, InputError):
@@ -232,8 +234,8 @@ class CaptionTask:
         assert isinstance(model, Captioner)
         memory = self._memory(model, batch)
         if self._drop_tokens:
-            mask = torch.rand(memory.tokens.shape[:2], device=memory.tokens.device) >= self._drop_tokens  # (B, N)
-            memory = memory._replace(mask=mask)
+            drawn = torch.rand(memory.tokens.shape[:2], device=memory.tokens.device)  # (B, N)
+            memory = memory._replace(mask=drawn >= self._drop_tokens)
         return _cross_entropy(model, memory, batch, self._smoothing)
 
     def _memory(self, model: Captioner, batch: Batch) -> Memory:
@@ -272,8 +274,8 @@ class CaptionTask:
 def _cross_entropy(model: Captioner, memory: Memory, batch: Batch, smoothing: float) -> Tensor:
     """Mean over the tokens that are no padding."""
     logits = model(None, batch.ids.to(memory.tokens.device), memory=memory)  # (B*r, T, V)
-    return F.cross_entropy(logits.flatten(0, 1), batch.targets.to(logits.device).flatten(), ignore_index=IGNORED,
-                           label_smoothing=smoothing)
+    return F.cross_entropy(logits.flatten(0, 1), batch.targets.to(logits.device).flatten(),
+                           ignore_index=IGNORED, label_smoothing=smoothing)
 
 
 def score(captions: Sequence[Caption], references: Mapping[str, Sequence[str]]) -> CiderResult:

@@ -30,7 +30,8 @@ def _frozen(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            plain = parameter.detach().cpu().contiguous().reshape(-1)
+            digest.update(plain.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -40,8 +41,8 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
 
     Args:
         path: the file.
-        model: its trainable parameters and its buffers are kept (frozen weights come from their own file; their
-            hash is kept).
+        model: its trainable parameters and its buffers are kept, and the hash of its frozen weights (they
+            come from their own file).
         optimizer: with groups from `optim.decay_groups`.
         ema: the moving average, if there is one.
         progress: JSON-able: step, epoch, settings, ...
@@ -51,7 +52,8 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
     tensors.update({f"buffer.{name}": buffer for name, buffer in model.named_buffers()})
     names = _names(optimizer)
     for index, state in optimizer.state_dict()["state"].items():
-        tensors.update({f"optimizer.{key}.{names[index]}": torch.as_tensor(value) for key, value in state.items()})
+        tensors.update({f"optimizer.{key}.{names[index]}": torch.as_tensor(value)
+                        for key, value in state.items()})
     if ema is not None:
         tensors.update({f"ema.{name}": tensor for name, tensor in ema.shadow.items()})
     header = {**progress, "ema_updates": ema.updates if ema is not None else None, "frozen": _frozen(model)}
@@ -72,8 +74,8 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
     if "training" not in header:
         raise InputError("is no training checkpoint (it has no 'training' header)", source=path)
     progress = json.loads(header["training"])
-    wanted: dict[str, Tensor] = {f"model.{name}": parameter.data for name, parameter in model.named_parameters()
-                                 if parameter.requires_grad}
+    wanted: dict[str, Tensor] = {f"model.{name}": parameter.data
+                                 for name, parameter in model.named_parameters() if parameter.requires_grad}
     wanted.update({f"buffer.{name}": buffer for name, buffer in model.named_buffers()})
     if ema is not None:
         wanted.update({f"ema.{name}": tensor for name, tensor in ema.shadow.items()})
@@ -84,7 +86,8 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
         raise InputError(f"is the checkpoint of another model or settings; {len(wrong)} tensors do not fit: "
                          f"{some(wrong, 4)}", source=path)
     if progress.get("frozen") != _frozen(model):
-        raise InputError("was made with other frozen weights: give the encoder it was begun with", source=path)
+        raise InputError("was made with other frozen weights: give the encoder it was begun with",
+                         source=path)
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(tensors[name])

@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ..images import preprocess
 from ..models.vit import ViT
 from .loop import autocast
 
+IDLE = ("num_classes", "dropout", "attn_dropout")  # fields of a ViT's config that change no feature
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,8 @@ class Features:
         if self._map is None:  # opened where it is read, so that a worker process maps it itself
             self._map = np.memmap(self._file, dtype=np.uint8, mode="r")
         size = self._shape[0] * self._shape[1] * self._dtype.itemsize
-        data = np.stack([self._map[self._rows[photo] * size:(self._rows[photo] + 1) * size] for photo in photos])
+        rows = [self._rows[photo] for photo in photos]
+        data = np.stack([self._map[row * size:(row + 1) * size] for row in rows])
         return torch.from_numpy(data).view(self._dtype).unflatten(1, self._shape)
 
 
@@ -62,7 +65,10 @@ def encoder_key(encoder: ViT, dtype: str, flip: bool) -> str:
     """Hash of all that decides a feature beside the photo."""
     if encoder.preprocessing is None:
         raise InputError("the encoder's preprocessing is unknown, so its features cannot be cached")
-    digest = hashlib.sha256(json.dumps([repr(encoder.config), encoder.preprocessing.to_dict(), dtype, flip],
+    # Only what departs from the defaults, so that a field added to the config makes no cache stale.
+    config = {field.name: value for field in fields(encoder.config)
+              if (value := getattr(encoder.config, field.name)) != field.default and field.name not in IDLE}
+    digest = hashlib.sha256(json.dumps([config, encoder.preprocessing.to_dict(), dtype, flip],
                                        sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
@@ -70,8 +76,8 @@ def encoder_key(encoder: ViT, dtype: str, flip: bool) -> str:
     return digest.hexdigest()[:16]
 
 
-def compute_features(encoder: ViT, photos: Sequence[Path], cache: str | os.PathLike[str], *, dtype: str = "bf16",
-                     flip: bool = False, batch_size: int = 64,
+def compute_features(encoder: ViT, photos: Sequence[Path], cache: str | os.PathLike[str], *,
+                     dtype: str = "bf16", flip: bool = False, batch_size: int = 64,
                      progress: Callable[..., Iterable[Any]] | None = None) -> Features:
     """Features of photos, from the cache where they are there.
 

@@ -97,8 +97,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str], settings: Mapping[str, Any],
-        resume: bool = False, progress: Callable[..., Iterable[Any]] | None = None) -> Iterator[dict[str, Any]]:
+def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str],
+        settings: Mapping[str, Any], resume: bool = False,
+        progress: Callable[..., Iterable[Any]] | None = None) -> Iterator[dict[str, Any]]:
     """Train; yields one row per epoch: ``{"epoch", "step", "train_loss", score names..., "seconds"}``.
 
     Every random draw inside step n comes from (seed, n), every order from (seed, epoch): a run that was
@@ -187,11 +188,12 @@ def _gradients(model: nn.Module, task: Task, batch: Any, optimizer: torch.optim.
         if math.isfinite(norm.item()):
             return value
         value = math.nan
-    raise InputError(f"loss or gradient is not finite at step {step + 1} (learning rate {rate:.2g}); training "
-                     f"stopped, {run.last_good()}; try a lower learning rate", source=run.folder)
+    raise InputError(f"loss or gradient is not finite at step {step + 1} (learning rate {rate:.2g}); "
+                     f"training stopped, {run.last_good()}; try a lower learning rate", source=run.folder)
 
 
-def _score(model: nn.Module, task: Task, ema: Ema | None, run: "Run", state: dict[str, Any]) -> dict[str, float]:
+def _score(model: nn.Module, task: Task, ema: Ema | None, run: "Run",
+           state: dict[str, Any]) -> dict[str, float]:
     """Evaluate the (averaged) model, and write it as last and perhaps best."""
     if ema is not None:
         ema.swap(model)
@@ -221,7 +223,7 @@ class Run:
         self.folder = folder
 
     def check(self, resume: bool) -> None:
-        """Raise InputError unless a run is there exactly if one shall be resumed (for a look before long work)."""
+        """Raise InputError unless a run is there just if one is to be resumed (to ask before long work)."""
         there = (self.folder / CHECKPOINT).exists() or (self.folder / HISTORY).exists()
         if resume and not there:
             raise InputError("nothing to resume: no checkpoint here", source=self.folder)
@@ -240,6 +242,8 @@ class Run:
                       if before.get(key) != now.get(key)]
             if differ:
                 raise InputError(f"cannot resume with other settings: {some(differ, 4)}", source=self.folder)
+        if resume:
+            self._clear()
         fresh = {"step": 0, "epoch": 0, "sum": 0.0, "best": None, "seconds": 0.0}
         if not resume or not (self.folder / CHECKPOINT).exists():  # killed before the first checkpoint
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -247,14 +251,18 @@ class Run:
             write_text(self.folder / HISTORY, "")
             return fresh
         state = restore(self.folder / CHECKPOINT)
-        for name in (CHECKPOINT, BEST, LAST):  # what a killed process was about to write
-            for half in self.folder.glob(f".{Path(name).stem}-*{Path(name).suffix}"):
-                half.unlink()
         kept = [row for row in read_history(self.folder) if row["step"] <= state["step"]
                 and row.get("epoch", 0) <= state["epoch"]]
         write_text(self.folder / HISTORY, "".join(json.dumps(row) + "\n" for row in kept))
         logger.info("resumed %s at step %d", self.folder, state["step"])
         return {key: state[key] for key in fresh}
+
+    def _clear(self) -> None:
+        """Remove what a killed process was about to write: `atomic_path`'s files, and safetensors' own."""
+        names = (CHECKPOINT, BEST, LAST, HISTORY, CONFIG)
+        for pattern in (*(f".{Path(name).stem}-*" for name in names), ".tmp??????"):
+            for half in self.folder.glob(pattern):
+                half.unlink()
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row to the history."""

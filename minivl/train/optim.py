@@ -22,7 +22,8 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object
         chosen = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
                   and (id(parameter) in matrices and id(parameter) not in tables) == decays]
         if chosen:
-            groups.append({"params": [parameter for _, parameter in chosen], "names": [name for name, _ in chosen],
+            groups.append({"params": [parameter for _, parameter in chosen],
+                           "names": [name for name, _ in chosen],
                            "weight_decay": weight_decay if decays else 0.0})
     return groups
 

@@ -1,0 +1,178 @@
+"""What programs share: options, recipes, and how a mistake ends."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minivl import programs
+from minivl.errors import InputError
+
+
+def parser() -> programs.Parser:
+    made = programs.Parser("A program.", prog="test.py")
+    made.add_argument("--epochs", type=int, default=3)
+    made.add_argument("--lr", type=float, default=0.1)
+    made.add_argument("--norm", choices=("pre", "post"), default="pre")
+    made.add_argument("--images", type=Path)
+    made.add_argument("--tied", action=argparse.BooleanOptionalAction, default=True)
+    made.add_argument("--freeze", action="store_true")
+    made.add_common()
+    return made
+
+
+@pytest.mark.parametrize("argv", [["--epochs", "ten"], ["--norm", "other"], ["--unknown"], ["--ep", "3"],
+                                  ["extra"], ["--precision", "fp16"], ["--epochs"]])
+def test_wrong_options_are_one_line_and_code_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parser().parse_args(argv)
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and out == "" and err.count("\n") == 1 and err.endswith("\n")
+    assert err.startswith("test.py: ") and argv[0].split("=")[0] in err
+
+
+@pytest.mark.parametrize("argv, told", [
+    (["--workers", "-1"], "--workers -1"), (["--seed", "-1"], "--seed -1"),
+    (["--seed", str(2 ** 31)], "--seed")])
+def test_common_options_out_of_range(argv: list[str], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        programs.check_common(parser().parse_args(argv))
+    programs.check_common(parser().parse_args(["--workers", "0", "--seed", str(2 ** 31 - 1)]))
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert programs.device_of("auto") == programs.device_of("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match="--device cuda: this machine has none; give one of cpu"):
+        programs.device_of("cuda")
+
+
+def test_precisions() -> None:
+    cpu = torch.device("cpu")
+    assert programs.precision_of("fp32", cpu) == "fp32" and programs.precision_of("bf16", cpu) == "bf16"
+    assert programs.precision_of("auto", cpu) in ("fp32", "bf16")
+    assert programs.precision_of("auto", torch.device("mps")) == "fp32"
+
+
+def test_report(capsys: pytest.CaptureFixture[str]) -> None:
+    programs.report(argparse.Namespace(json=False), {"score": 0.5}, "the score is 0.5")
+    programs.report(argparse.Namespace(json=True), {"score": 0.5}, "the score is 0.5")
+    assert capsys.readouterr().out == 'the score is 0.5\n{"score": 0.5}\n'
+
+
+# -- recipes -------------------------------------------------------------------------------------------------
+
+def recipe(folder: Path, content: Any, argv: list[str] = []) -> argparse.Namespace:
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / "mine.json").write_text(text)
+    made = parser()
+    given = ["--recipe", "mine", *argv]
+    programs.recipe_defaults(made, given, folder)
+    return made.parse_args(given)
+
+
+def test_a_recipe_sets_defaults_and_options_win(tmp_path: Path) -> None:
+    args = vars(recipe(tmp_path, {"about": "x", "epochs": 9, "lr": 1, "norm": "post", "images": "photos",
+                                  "tied": False, "freeze": True, "precision": "bf16"}, ["--epochs", "4"]))
+    expected = {"epochs": 4, "lr": 1, "norm": "post", "images": Path("photos"), "tied": False, "freeze": True,
+                "precision": "bf16", "recipe": "mine"}
+    assert {key: args[key] for key in expected} == expected and "about" not in args
+    assert recipe(tmp_path, {"images": None}).images is None
+    other = parser()
+    programs.recipe_defaults(other, [], tmp_path)
+    assert other.parse_args([]).epochs == 3
+
+
+@pytest.mark.parametrize("content, told", [
+    ({"epohcs": 3}, "epohcs"), ({"recipe": "other"}, "recipe"), ({"help": True}, "help"), ("{", "not JSON"),
+    ([1], "object"), ({"epochs": "ten"}, "epochs: 'ten'"), ({"epochs": 2.5}, "epochs: 2.5"),
+    ({"epochs": True}, "epochs"), ({"epochs": None}, "epochs"), ({"lr": "1e-3"}, "lr"),
+    ({"norm": "other"}, "norm"), ({"device": "tpu"}, "device"), ({"tied": "no"}, "tied"),
+    ({"freeze": 1}, "freeze"), ({"images": 3}, "images"), ({"images": ["a"]}, "images")])
+def test_wrong_recipes(tmp_path: Path, content: Any, told: str) -> None:
+    with pytest.raises(InputError) as raised:
+        recipe(tmp_path, content)
+    assert told in str(raised.value) and str(tmp_path / "mine.json") in str(raised.value)
+
+
+def test_unknown_recipes_are_told_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.json").write_text("{}")
+    (tmp_path / "two.json").write_text("{}")
+    with pytest.raises(InputError, match="--recipe three: unknown; there are: one, two"):
+        programs.recipe_defaults(parser(), ["--recipe", "three"], tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        programs.recipe_defaults(parser(), ["--recipe"], tmp_path)
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_every_recipe_of_the_repository_fits_its_program() -> None:
+    import train_p2
+    for file in (train_p2.HERE / "recipes").glob("*.json"):
+        train_p2.parse(["--recipe", file.stem, "--out", "nowhere"])
+
+
+# -- endings -------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def plain_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+def ending(error: BaseException | None) -> Any:
+    def main(argv: Any) -> None:
+        assert argv is None
+        if error is not None:
+            raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        programs.program(main)
+    return stopped.value.code
+
+
+@pytest.mark.usefixtures("plain_logging")
+@pytest.mark.parametrize("error, code, line", [
+    (None, 0, ""), (InputError("is\nwrong", source="file.json"), 2, "error: file.json: is wrong\n"),
+    (FileNotFoundError(2, "No such file", "x.png"), 2, "error: [Errno 2] No such file: 'x.png'\n"),
+    (KeyboardInterrupt(), 130, "stopped\n")])
+def test_endings(error: BaseException | None, code: int, line: str,
+                 capsys: pytest.CaptureFixture[str]) -> None:
+    assert ending(error) == code
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.usefixtures("plain_logging")
+def test_bugs_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        programs.program(lambda argv: 1 / 0)  # type: ignore[func-returns-value, arg-type, return-value]
+
+
+@pytest.mark.usefixtures("plain_logging")
+def test_a_reader_that_went_away_is_no_mistake(capsys: pytest.CaptureFixture[str],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[int] = []
+    monkeypatch.setattr(os, "dup2", lambda source, target: closed.append(target))
+    with open(os.devnull, "w") as output:
+        monkeypatch.setattr(programs.sys, "stdout", output)
+        assert ending(BrokenPipeError(32, "Broken pipe")) == 1
+        monkeypatch.undo()
+    assert closed and capsys.readouterr().err == ""
+
+
+def test_progress_passes_everything_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(programs.progress(range(5), total=5, desc="counting")) == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().out == ""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

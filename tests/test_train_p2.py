@@ -1,0 +1,394 @@
+"""train_p2.py: on photographs and on scenes, stopped and resumed, and what a mistake gets."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+from PIL import Image
+
+import minivl
+import train_p2
+from minivl.errors import InputError
+from minivl.images import Preprocessing
+from minivl.models.captioner import Captioner
+from minivl.models.vit import ViT, ViTConfig
+from minivl.train.captioning import CaptionTask
+from minivl.train.loop import read_history
+
+ROOT = Path(__file__).resolve().parents[1]
+LEFT = {"best.safetensors", "last.safetensors", "checkpoint.safetensors", "config.json", "history.jsonl",
+        "history.png"}
+
+# Python 3.12 warns of forks beside threads; torch's are idle here
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def coco(file: Path, names: list[str], seed: int) -> None:
+    """A COCO-JSON of random captions, 2 to 3 of each photo."""
+    draw = random.Random(seed)
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    annotations = [{"id": 10 * number + place, "image_id": number,
+                    "caption": " ".join(draw.choices(tiny_run.WORDS, k=5))}
+                   for number in range(len(names)) for place in range(draw.randint(2, 3))]
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """photos/, train.json (8 photos), val.json (3 of them) and two small random encoders."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "photos").mkdir()
+    draw = np.random.default_rng(0)
+    names = [f"{number}.jpg" for number in range(8)]
+    for number, name in enumerate(names):
+        pixels = draw.integers(0, 256, (4, 6 + number % 3, 3), dtype=np.uint8).repeat(9, 0).repeat(7, 1)
+        Image.fromarray(pixels).save(folder / "photos" / name)
+    coco(folder / "train.json", names, 1)
+    coco(folder / "val.json", names[2:5], 2)
+    torch.manual_seed(0)
+    config = ViTConfig((32, 32), (8, 8), 24, 2, 2, 48, num_classes=0)
+    preprocessing = Preprocessing((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    minivl.save(ViT(config, preprocessing=preprocessing), folder / "vit.safetensors")
+    classifier = ViT(replace(config, num_classes=5), preprocessing=preprocessing)
+    minivl.save(classifier, folder / "classifier.safetensors")
+    minivl.save(ViT(config), folder / "unknown.safetensors")
+    minivl.save(tiny_run.captioner(), folder / "captioner.safetensors")
+    return folder
+
+
+def options(data: Path, out: Path, /, **changes: Any) -> list[str]:
+    """The command line of a small run; a change of None leaves an option out."""
+    told = {"images": data / "photos", "captions": data / "train.json", "val-captions": data / "val.json",
+            "encoder": data / "vit.safetensors", "freeze-encoder": True, "width": 16, "depth": 1, "heads": 2,
+            "min-count": 1, "max-len": 8, "epochs": 2, "batch-size": 6, "refs": 2, "lr": 3e-3, "warmup": 2,
+            "ema": 0.9, "beams": 2, "precision": "fp32", "device": "cpu", "out": out,
+            "features": out.parent / "features",
+            **{key.replace("_", "-"): value for key, value in changes.items()}}
+    argv = []
+    for key, value in told.items():
+        if value is not None and value is not False:
+            argv += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+    return argv
+
+
+def train(data: Path, out: Path, /, **changes: Any) -> None:
+    train_p2.main(options(data, out, **changes))
+
+
+def story(folder: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in read_history(folder)]
+
+
+def weights(folder: Path, name: str = "best") -> Captioner:
+    model = minivl.load(folder / f"{name}.safetensors", verify=True)
+    assert isinstance(model, Captioner)
+    return model
+
+
+# -- photographs ---------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="session")
+def frozen(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on frozen features."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("frozen") / "runs" / "one"
+    train(data, out)
+    return out
+
+
+def test_a_run_on_photographs(data: Path, frozen: Path) -> None:
+    assert {file.name for file in frozen.iterdir()} == LEFT
+    rows = story(frozen)
+    assert [row["step"] for row in rows] == [1, 2, 3, 3, 4, 5, 6, 6]  # 8 photos, 3 a batch
+    with Image.open(frozen / "history.png") as picture:
+        assert picture.size[0] > 300
+    config = json.loads((frozen / "config.json").read_text())
+    assert config["captions"] == str(data / "train.json")
+    assert config["width"] == 16 and config["steps_per_epoch"] == 3
+    assert not {"out", "resume", "json", "workers", "device"} & set(config)
+    model = weights(frozen)
+    scores = [row["cider_d"] for row in rows if "epoch" in row]
+    assert model.notes["scores"]["cider_d"] == max(scores) and model.notes["data"] == str(data / "train.json")
+    assert weights(frozen, "last").notes["scores"]["cider_d"] == scores[-1]
+    vit = minivl.load(data / "vit.safetensors")
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, vit.state_dict()[name]), name
+    assert model.preprocessing is not None and model.preprocessing.mode == "squash"
+    caption = model.caption([data / "photos" / "3.jpg"], beams=2, max_len=8)[0]
+    assert caption.text is not None and set(caption.text.split()) <= set(tiny_run.WORDS)
+
+
+def test_saved_scores_are_those_of_the_saved_weights(data: Path, frozen: Path) -> None:
+    from minivl.data.captions import read_captions
+    from minivl.train.captioning import score
+    told = read_captions(data / "val.json")
+    model = weights(frozen)
+    said = model.caption([data / "photos" / name for name in told.images], beams=2, max_len=8)
+    found = score(said, told.captions)
+    assert found.score == pytest.approx(model.notes["scores"]["cider_d"], rel=1e-6)
+    assert found.signature == model.notes["scores"]["signature"]
+
+
+def test_stopped_and_resumed_is_the_same_run(data: Path, frozen: Path, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = CaptionTask.loss, []
+
+    def stopping(task: CaptionTask, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(task, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CaptionTask, "loss", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, tmp_path / "one")
+    assert story(tmp_path / "one") == story(frozen)[:5]
+    # where run and features lie and how it is watched does not matter
+    (tmp_path / "one").rename(tmp_path / "two")
+    with monkeypatch.context() as patched:
+        patched.setattr(CaptionTask, "loss", stopping)
+        train(data, tmp_path / "two", resume=True, features=tmp_path / "others", workers=1, json=True)
+    assert len(calls) == 7  # the fifth that was stopped, again, and the last one
+    assert story(tmp_path / "two") == story(frozen)
+    for name in ("best", "last"):
+        one, two = (weights(folder, name).state_dict() for folder in (frozen, tmp_path / "two"))
+        assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
+
+
+def test_resuming_a_finished_run_says_its_result_again(data: Path, frozen: Path, tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    before = story(frozen)
+    (frozen / "history.png").unlink()
+    train(data, frozen, resume=True)
+    assert story(frozen) == before and {file.name for file in frozen.iterdir()} == LEFT
+    assert str(frozen / "best.safetensors") in capsys.readouterr().out
+
+
+def test_json_lines(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(data, tmp_path / "one", json=True, epochs=1, mirror=True, drop_tokens=0.2, max_len=4)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0]["images"] == 8 and rows[0]["vocabulary"] <= 4 + len(tiny_run.WORDS)
+    assert rows[0]["cut_captions"] == len(json.loads((data / "train.json").read_text())["annotations"])
+    assert rows[1]["epoch"] == 1 and rows[1]["cider_d"] == rows[2]["cider_d"]
+    assert len(list((tmp_path / "features").iterdir())) == 2  # plain and mirrored
+
+
+def test_encoder_that_learns(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "one", encoder=data / "classifier.safetensors", freeze_encoder=None, epochs=1,
+          fit="crop", precision="bf16", norm="post", positions="sinusoidal", tied=None, no_tied=True,
+          pieces="bpe", ema=0)
+    model = weights(tmp_path / "one")
+    vit = minivl.load(data / "classifier.safetensors").state_dict()
+    name = "blocks.0.mlp.fc1.weight"
+    assert not torch.equal(model.encoder.state_dict()[name], vit[name])
+    assert not (tmp_path / "features").exists()
+    assert model.preprocessing is not None and model.preprocessing.mode == "crop"
+    assert not model.config.decoder.tied and model.config.decoder.norm == "post"
+
+
+def test_recipe_and_options(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "small.json").write_text(json.dumps({"about": "small", "epochs": 7, "width": 32}))
+    monkeypatch.setattr(train_p2, "HERE", tmp_path)
+    train(data, tmp_path / "one", recipe="small", epochs=1, width=None)
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert config["width"] == 32 and config["epochs"] == 1 and config["recipe"] == "small"
+
+
+# -- scenes --------------------------------------------------------------------------------------------------
+
+SCENES = {"images": None, "captions": None, "val_captions": None, "freeze_encoder": None, "scenes": 12,
+          "val_scenes": 4, "epochs": 8, "lr": 0.02, "max_len": 12, "batch_size": 12}
+
+
+def scenes_run(out: Path) -> None:
+    assert {file.name for file in out.iterdir()} == LEFT
+    model = weights(out)
+    look = model.notes["look"]
+    assert look["layer"] == 0 and look["heads"] in ("mean", [0], [1]) and look["scenes"] == 12
+    assert model.notes["data"] == "scenes"
+    assert [row["step"] for row in read_history(out) if "loss" in row] == list(range(1, 17))
+
+
+def test_scenes(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # fork: a spawned child would import torch anew
+    monkeypatch.setattr(train_p2, "get_context", lambda kind: multiprocessing.get_context("fork"))
+    train(data, tmp_path / "one", **SCENES)
+    scenes_run(tmp_path / "one")
+    train(data, tmp_path / "one", resume=True, **SCENES)
+    scenes_run(tmp_path / "one")
+
+
+def test_scenes_before_anything_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(train_p2, "get_context", lambda kind: multiprocessing.get_context("fork"))
+    monkeypatch.setattr("eval.pointing.collect", lambda *args: [])
+    train(data, tmp_path / "one", **{**SCENES, "epochs": 1})
+    assert "the captions name nothing yet" in capsys.readouterr().out
+    assert "look" not in weights(tmp_path / "one").notes
+
+
+# -- as a program --------------------------------------------------------------------------------------------
+
+def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(ROOT / "train_p2.py"), *argv], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, cwd=ROOT)
+
+
+def test_program_trains(data: Path, frozen: Path, tmp_path: Path) -> None:
+    done = run(options(data, tmp_path / "one"))
+    assert done.returncode == 0, done.stderr
+    assert "epoch   2" in done.stdout and str(tmp_path / "one" / "best.safetensors") in done.stdout
+    assert story(tmp_path / "one") == story(frozen)  # another process, the same numbers
+
+
+def test_program_ends_with_one_line_and_code_2(data: Path, tmp_path: Path) -> None:
+    done = run(options(data, tmp_path / "one", images=tmp_path / "nowhere"))
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == f"error: {tmp_path / 'nowhere'}: no such folder of images\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_program_on_scenes(data: Path, tmp_path: Path) -> None:
+    done = run(options(data, tmp_path / "one", **SCENES))
+    assert done.returncode == 0, done.stderr
+    scenes_run(tmp_path / "one")
+    again = run(options(data, tmp_path / "one", **SCENES))
+    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "already holds a run" in again.stderr
+    resumed = run([*options(data, tmp_path / "one", **SCENES), "--resume"])
+    assert resumed.returncode == 0, resumed.stderr
+
+
+# -- mistakes ------------------------------------------------------------------------------------------------
+
+def mistake(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a user's mistake gets; exit code 2 either way."""
+    capsys.readouterr()
+    try:
+        train_p2.main(argv)
+    except InputError as error:
+        line = str(error)
+        assert "\n" not in line
+    except SystemExit as stopped:
+        assert stopped.code == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+    else:
+        pytest.fail("nothing was wrong")
+    assert capsys.readouterr().out == ""  # nothing was begun
+    return line
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"images": "nowhere"}, "nowhere: no such folder"),
+    ({"captions": "none.json"}, "none.json: no such file"),
+    ({"val_captions": "none.json"}, "none.json: no such file"), ({"images": None}, "go together"),
+    ({"captions": None}, "go together"), ({"val_captions": None}, "go together"),
+    ({"split": "train"}, "split"), ({"encoder": "none.safetensors"}, "none.safetensors"),
+    ({"encoder": "scenes_patch8_96"}, "--freeze-encoder: scenes_patch8_96 is a preset"),
+    ({"recipe": "nothing"}, "--recipe nothing: unknown; there are: "),
+    ({"width": 15}, "15"), ({"width": 0}, "width=0"), ({"depth": 0}, "depth=0"),
+    ({"heads": 0}, "num_heads=0"),
+    ({"heads": 3}, "3"), ({"norm": "both"}, "--norm"), ({"dropout": 1.0}, "--dropout"),
+    ({"dropout": "nan"}, "--dropout"), ({"smoothing": -0.1}, "--smoothing"),
+    ({"drop_tokens": 1}, "--drop-tokens"), ({"epochs": 0}, "epochs=0"),
+    ({"epochs": "two"}, "--epochs"), ({"lr": -1}, "lr=-1"), ({"lr": "nan"}, "lr=nan"), ({"ema": 2}, "ema=2"),
+    ({"warmup": -1}, "warmup=-1"), ({"clip": -1}, "clip=-1"), ({"weight_decay": -1}, "weight_decay=-1"),
+    ({"batch_size": 1}, "--batch-size 1"), ({"batch_size": 0, "refs": 0}, "--refs 0"),
+    ({"beams": 0}, "--beams 0"), ({"max_len": 0}, "--max-len 0"), ({"min_count": 0}, "--min-count 0"),
+    ({"min_count": 1000}, "min_count=1000"),
+    ({"vocab_size": 3}, "vocab_size=3"), ({"workers": -1}, "--workers -1"), ({"seed": -1}, "--seed -1"),
+    ({"tokenizer": "none.json"}, "none.json: no such file"),
+    ({"mirror": True, "freeze_encoder": None}, "--mirror"),
+    ({"mirror": True, "images": None, "captions": None, "val_captions": None}, "--mirror"),
+    ({**SCENES, "scenes": 0}, "--scenes 0"), ({**SCENES, "val_scenes": 1}, "--val-scenes 1"),
+    ({"resume": True}, "nothing to resume"), ({"out": None}, "--out"), ({"device": "tpu"}, "--device"),
+    ({"precision": "fp16"}, "--precision")])
+def test_mistakes_of_the_command_line(data: Path, tmp_path: Path, changes: dict[str, Any], told: str,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    assert told in mistake(options(data, tmp_path / "one", **changes), capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_in_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def line(**changes: Any) -> str:
+        return mistake(options(data, tmp_path / "one", **changes), capsys)
+
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"images": [')
+    assert f"{bad}: is not JSON" in line(captions=bad)
+    assert f"{bad}: " in line(tokenizer=bad)
+    bad.write_text('{"a": 1}')
+    assert str(bad) in line(captions=bad)
+    told = json.loads((data / "train.json").read_text())
+    others = [one for one in told["annotations"] if one["image_id"] != 3]
+    bad.write_text(json.dumps({**told, "annotations": others}))
+    assert f"{bad}: images[3] (3.jpg) has no caption" in line(captions=bad)
+    assert "caption" in line(val_captions=bad)
+    bad.write_text(json.dumps({**told, "images": [{"id": 3, "file_name": "lost.jpg"}], "annotations": [
+        {"image_id": 3, "caption": "a dog", "id": 1}]}))
+    assert "lost.jpg" in line(captions=bad)
+    bad.write_text(json.dumps({**told, "images": told["images"][:1], "annotations": [
+        one for one in told["annotations"] if one["image_id"] == 0]}))
+    assert "1 validation" in line(val_captions=bad, freeze_encoder=None)
+    assert f"{data / 'captioner.safetensors'}: is a captioner" in line(encoder=data / "captioner.safetensors")
+    assert f"{data / 'unknown.safetensors'}: its preprocessing is unknown" in line(
+        encoder=data / "unknown.safetensors")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((data / "vit.safetensors").read_bytes()[:-100])
+    assert str(cut) in line(encoder=cut)
+    assert not (tmp_path / "one").exists() and not (tmp_path / "features").exists()
+
+
+@pytest.mark.parametrize("frozen_encoder", [True, None])
+def test_a_photo_that_does_not_open(data: Path, tmp_path: Path, frozen_encoder: bool | None,
+                                    capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(data / "photos", tmp_path / "photos")
+    (tmp_path / "photos" / "4.jpg").write_bytes(b"no picture")
+    with pytest.raises(InputError) as raised:
+        train(data, tmp_path / "one", images=tmp_path / "photos", freeze_encoder=frozen_encoder)
+    assert str(tmp_path / "photos" / "4.jpg") in str(raised.value) and len(str(raised.value)) < 300
+
+
+def test_a_folder_that_holds_a_run(data: Path, frozen: Path, capsys: pytest.CaptureFixture[str],
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {file.name: file.read_bytes() for file in frozen.iterdir()}
+    # long work before the refusal would be a waste
+    monkeypatch.setattr(train_p2, "frozen_features", lambda *args: pytest.fail("features came first"))
+    assert "already holds a run: give --resume" in mistake(options(data, frozen), capsys)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="lr was 0.003, is 0.004") as raised:
+        train(data, frozen, resume=True, lr=0.004, dropout=0.2)
+    assert "dropout was 0.1, is 0.2" in str(raised.value) and str(frozen) in str(raised.value)
+    assert {file.name: file.read_bytes() for file in frozen.iterdir()} == before
+
+
+def test_another_encoder_under_the_same_name(data: Path, tmp_path: Path) -> None:
+    shutil.copy(data / "vit.safetensors", tmp_path / "vit.safetensors")
+    train(data, tmp_path / "one", encoder=tmp_path / "vit.safetensors", epochs=1)
+    model = minivl.load(tmp_path / "vit.safetensors")
+    with torch.no_grad():
+        model.pos_embed[0, 1, 2] += 0.5
+    minivl.save(model, tmp_path / "vit.safetensors")
+    with pytest.raises(InputError, match="other frozen weights"):
+        train(data, tmp_path / "one", encoder=tmp_path / "vit.safetensors", epochs=1, resume=True)
