@@ -54,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_argument("--norm", choices=("pre", "post"), default="pre")
     model.add_argument("--positions", choices=("learned", "sinusoidal"), default="learned")
     model.add_argument("--tied", action=argparse.BooleanOptionalAction, default=True, help="head = word table")
-    model.add_argument("--dropout", type=float, default=0.1)
+    model.add_argument("--dropout", type=float, default=0.2)
     words = parser.add_argument_group("words")
     words.add_argument("--tokenizer", type=Path, help="a tokenizer.json; without it one is trained on the captions")
     words.add_argument("--pieces", choices=("word", "bpe"), default="word", help="what is trained")
@@ -62,17 +62,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     words.add_argument("--min-count", type=int, default=5, help="rarer words are unknown")
     words.add_argument("--max-len", type=int, default=30, help="longest caption, end token counted")
     train = parser.add_argument_group("training")
-    train.add_argument("--epochs", type=int, default=20)
-    train.add_argument("--batch-size", type=int, default=64, help="captions in a batch")
+    train.add_argument("--epochs", type=int, default=12)
+    train.add_argument("--batch-size", type=int, default=160, help="captions in a batch")
     train.add_argument("--refs", type=int, default=5, help="captions of a picture in a batch; they share its memory")
-    train.add_argument("--lr", type=float, default=5e-4)
+    train.add_argument("--lr", type=float, default=1e-3)
     train.add_argument("--weight-decay", type=float, default=0.05)
-    train.add_argument("--warmup", type=int, default=500, help="steps")
+    train.add_argument("--warmup", type=int, default=200, help="steps")
     train.add_argument("--clip", type=float, default=1.0, help="norm of the gradient")
     train.add_argument("--smoothing", type=float, default=0.1, help="of labels")
     train.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights; 0 = none")
-    train.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=False,
-                       help="with --freeze-encoder: also features of the mirrored photos")
+    train.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=None,
+                       help="with --freeze-encoder: also features of the mirrored photos (None = then on)")
     train.add_argument("--drop-tokens", type=float, default=0.0, help="share of visual tokens hidden in training")
     train.add_argument("--beams", type=int, default=3, help="of validation captions")
     run = parser.add_argument_group("run")
@@ -87,8 +87,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     real = (args.images, args.captions, args.val_captions)
     if any(real) and not all(real):
         raise InputError("--images, --captions and --val-captions go together")
-    if args.mirror and not (args.images and args.freeze_encoder):
+    frozen_photos = bool(args.images and args.freeze_encoder)
+    if args.mirror and not frozen_photos:
         raise InputError("--mirror is for --images with --freeze-encoder: it doubles the stored features")
+    args.mirror = frozen_photos if args.mirror is None else args.mirror
     for name, least in (("scenes", 1), ("val_scenes", 2), ("refs", 1), ("beams", 1), ("max_len", 1), ("min_count", 1)):
         if getattr(args, name) < least:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give {least} or more")

@@ -140,7 +140,7 @@ def load(source: str | os.PathLike[str], *, num_classes: int | None = None, veri
             raise InputError(str(error), source=path) from None
     if num_classes is not None:
         if not isinstance(model, ViT):
-            raise InputError("num_classes is for classifiers, this is a captioner", source=path)
+            raise InputError("is a captioner and has no classes: a ViT is needed here", source=path)
         _replace_head(model, num_classes)
     return model.eval()
 

@@ -71,6 +71,6 @@ PRESETS: dict[str, Preset] = {
 }
 # Our own size for the built-in scenes: small enough to train from scratch on a laptop.
 PRESETS["scenes_patch8_96"] = Preset(
-    ViTConfig((96, 96), (8, 8), 128, 4, 4, 512, num_classes=0),
+    ViTConfig((96, 96), (8, 8), 128, 2, 4, 256, num_classes=0, stem=(32, 64, 128, 128, 128)),
     Preprocessing((96, 96), INCEPTION_MEAN, INCEPTION_STD, crop_pct=1.0),
 )

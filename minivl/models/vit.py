@@ -77,9 +77,9 @@ class ViTConfig:
             raise InputError(f"image_size {self.image_size} is not a whole number of patches "
                              f"{self.patch_size}")
         object.__setattr__(self, "stem", tuple(self.stem))
-        if self.stem and self.patch_size != (2 ** len(self.stem),) * 2:
-            raise InputError(f"a stem of {len(self.stem)} convolutions makes patches of "
-                             f"{2 ** len(self.stem)} pixels, patch_size is {self.patch_size}")
+        if self.stem and (self.patch_size not in [(2 ** n, 2 ** n) for n in range(1, len(self.stem) + 1)]):
+            raise InputError(f"patch_size {self.patch_size}: a stem of {len(self.stem)} convolutions makes square "
+                             f"patches of 2 to {2 ** len(self.stem)} pixels, by powers of 2")
         if self.pool not in ("class", "mean"):
             raise InputError(f'pool={self.pool!r}: give "class" or "mean"')
         if self.pool == "class" and not self.class_token:
@@ -119,8 +119,11 @@ class ViT(nn.Module):
         self.preprocessing = preprocessing
         self.class_names = class_names
         width, norm_after_pool = config.width, config.pool == "mean"
-        self.patch_embed = ConvStem(config.stem, config.in_channels, width) if config.stem else PatchEmbed(
-            config.patch_size, config.in_channels, width)
+        if config.stem:
+            halvings = config.patch_size[0].bit_length() - 1
+            self.patch_embed: nn.Module = ConvStem(config.stem, halvings, config.in_channels, width)
+        else:
+            self.patch_embed = PatchEmbed(config.patch_size, config.in_channels, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, config.n_tokens, width))
         self.drop = nn.Dropout(config.dropout)

@@ -27,21 +27,23 @@ class PatchEmbed(nn.Module):
 
 class ConvStem(nn.Module):
     """Patch tokens by a few small convolutions instead of one large (Xiao et al. 2021, "Early convolutions
-    help transformers see better"): 3x3 convolutions of stride 2, each with batch norm and ReLU, then 1x1.
+    help transformers see better"): 3x3 convolutions, each with batch norm and ReLU, then 1x1.
 
     Learns shapes from far fewer pictures than `PatchEmbed`, so it suits training from scratch.
 
     Args:
-        channels: of each 3x3 convolution; their number n makes patches of 2^n pixels a side.
+        channels: of each 3x3 convolution.
+        halvings: how many of them, from the first on, have stride 2; patches have 2^halvings pixels a side.
         in_channels: C.
         width: D.
     """
 
-    def __init__(self, channels: tuple[int, ...], in_channels: int, width: int) -> None:
+    def __init__(self, channels: tuple[int, ...], halvings: int, in_channels: int, width: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after in zip((in_channels, *channels), channels):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        for place, (before, after) in enumerate(zip((in_channels, *channels), channels)):
+            stride = 2 if place < halvings else 1
+            layers += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.stem = nn.Sequential(*layers)
         self.proj = nn.Conv2d(channels[-1], width, kernel_size=1)
 
