@@ -19,6 +19,8 @@ from statistics import median
 import torch
 
 import minivl
+from minivl.errors import some
+from minivl.models.presets import PRESETS
 
 COST_LIMIT, BYTES_LIMIT = 0.03, 1_000_000
 
@@ -95,6 +97,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
+    if args.model not in PRESETS:
+        parser.error(f"unknown model {args.model!r}; known are: {some(PRESETS, 40)}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("--device cuda: there is none here")
     if args.threads:
         torch.set_num_threads(args.threads)
     found = measure(args)

@@ -14,7 +14,7 @@ class InputError(ValueError):
     Args:
         message: one line that names the culprit, what was wrong with it and what would be right.
         source: the file (and entry) or argument at fault; put in front of the message unless the
-            message already names it.
+            message already begins with it.
 
     Attributes:
         source: as given, or None.
@@ -22,7 +22,7 @@ class InputError(ValueError):
 
     def __init__(self, message: str, *, source: str | PathLike[str] | None = None) -> None:
         self.source = None if source is None else str(source)
-        if self.source is not None and self.source not in message:
+        if self.source is not None and not message.startswith(self.source):
             message = f"{self.source}: {message}"
         super().__init__(" ".join(message.split()))
 

@@ -102,7 +102,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tens
 
     Args:
         path: the file.
-        tensors: name -> tensor, any device; stored contiguous, on the CPU's behalf.
+        tensors: name -> tensor, any device; copied to the CPU and stored contiguous.
         header: the ``__metadata__`` of the file.
     """
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -106,6 +106,8 @@ def beam_search(decode: Steps, prompt: Tensor, *, eos_id: int, beams: int = 3, m
         ids = torch.cat([continued, tokens[..., None]], 2)
         rows = (torch.arange(len(images), device=ids.device)[:, None] * sums.shape[1] + parents).flatten()
         sums = sums_open
+        if bool(sums.isnan().any()):
+            raise InputError("the model gives log-probabilities that are nan")
         if length == max_len:
             _compete(finished, images, ids, sums, length, normalise)
             break

@@ -70,4 +70,7 @@ def test_a_stem_cannot_make_any_patch(patch: int | tuple[int, int]) -> None:
     config = {"width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 8, "stem": (4, 4, 4)}
     with pytest.raises(InputError, match="patch_size"):
         ViTConfig((48, 48), patch, **config)  # type: ignore[arg-type]
+    for wrong in ((0, 8, 8), ("a",)):
+        with pytest.raises(InputError, match="stem"):
+            ViTConfig((48, 48), 4, **{**config, "stem": wrong})  # type: ignore[arg-type]
     assert ViT(ViTConfig((48, 48), 4, **config)).config.grid == (12, 12)  # type: ignore[arg-type]

@@ -196,6 +196,7 @@ def test_an_error_is_one_line_that_names_its_source() -> None:
     error = InputError("is\n  wrong", source=Path("some/file.json"))
     assert str(error) == "some/file.json: is wrong" and error.source == "some/file.json"
     assert str(InputError("file.json: is wrong", source="file.json")) == "file.json: is wrong"
+    assert str(InputError("no such folder of images", source="images")) == "images: no such folder of images"
     assert InputError("wrong").source is None and isinstance(error, ValueError)
 
 

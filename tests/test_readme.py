@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import minivl
+from minivl.convert.table import rename
 from minivl.convert.timm import TABLE
 from minivl.data.scenes import scene
 from minivl.files import write_json, write_tensors
@@ -57,7 +58,7 @@ def timm_file(path: Path) -> None:
         elif match[2] == "q":
             parts = [ours[f"{match[1]}.{one}_proj.{match[3]}"] for one in "qkv"]
             theirs[f"{match[1]}.qkv.{match[3]}"] = torch.cat(parts)
-    assert all(any(re.fullmatch(rule.pattern, name) for rule in TABLE) for name in theirs)
+    assert not rename(theirs, TABLE)[1]
     write_tensors(path, theirs)
 
 
@@ -111,6 +112,23 @@ def test_every_program_of_the_table_has_help() -> None:
         run(["python", *parts, "--help"], ROOT)
 
 
+def test_linked_files_exist() -> None:
+    for path in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / path).is_file(), path
+
+
+def test_a_second_make_installs_nothing(tmp_path: Path) -> None:
+    for file in ("Makefile", "setup.cfg", "pyproject.toml"):
+        shutil.copy(ROOT / file, tmp_path)
+    plan = ["make", "-n", "demo", "test", "lint"]
+    first = subprocess.run(plan, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "pip install" in first.stdout and "venv .venv" in first.stdout
+    for stamp in ("installed", "installed-test"):
+        (tmp_path / ".venv").mkdir(exist_ok=True)
+        (tmp_path / ".venv" / stamp).touch()
+    assert "pip install" not in subprocess.run(plan, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"`make ([a-z-]+)`", README)) | {"demo"}
     for target in targets:
@@ -124,7 +142,9 @@ def test_make_demo(tmp_path: Path) -> None:
     copy = tmp_path / "minivl"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "__pycache__", "*.egg-info"))
     (copy / ".venv" / "bin").mkdir(parents=True)
-    (copy / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    python = copy / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     (copy / ".venv" / "installed").touch()
     done = subprocess.run(["make", "demo"], cwd=copy, capture_output=True, text=True, timeout=1200,
                           env={**os.environ, "PYTHONPATH": str(copy)})

@@ -280,6 +280,17 @@ def test_nan_is_an_error() -> None:
             search([Broken(0)], beams=beams, max_len=4)
 
 
+def test_nan_behind_a_finished_sequence_is_an_error() -> None:
+    class Late(Table):
+        def __getitem__(self, history: Sequence[int]) -> np.ndarray:
+            if len(history) > 1:
+                return np.full(self.vocabulary, np.nan)
+            return np.log(np.where(np.arange(self.vocabulary) == EOS, 0.4, 0.6 / (self.vocabulary - 1)))
+
+    with pytest.raises(InputError, match="nan"):
+        search([Late(0)], beams=3, n_best=3, max_len=4)
+
+
 # -- through a network ---------------------------------------------------------------------------------------
 
 class Whole:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError, some
 
-LISTED = 60  # names in an error line: all of them unless the weights are those of quite another model
+LISTED = 500  # names in an error line: all of them unless the weights are those of quite another model
 
 
 class Rule(NamedTuple):

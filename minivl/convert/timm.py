@@ -52,6 +52,7 @@ def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_classes": _commonest(state, r"head\.bias") or _commonest(state, r"head\.weight") or 0,
         "qkv_bias": any(name.endswith(".attn.qkv.bias") for name in state),
         "class_token": "cls_token" in state,
+        "stem": (),
     }
     patch, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     if patch is not None and patch.ndim == 4:

@@ -231,7 +231,7 @@ class Captioner(nn.Module):
                              f"decoder has {decoder.max_len}")
         count = images.tokens.shape[0] if isinstance(images, Memory) else len(images)
         captions: list[Caption] = []
-        was_training = self.training
+        modes = [(module, module.training) for module in self.modules()]  # a caller may have set parts apart
         self.eval()
         try:
             for first in progress(range(0, count, batch_size)):
@@ -241,14 +241,13 @@ class Captioner(nn.Module):
                                     max_len=max_len, normalise=normalise, n_best=n_best)
                 captions += [self._caption(hypotheses) for hypotheses in found]
         finally:
-            self.train(was_training)
+            for module, mode in modes:
+                module.training = mode
         return captions
 
     def _memory_of(self, images: Tensor | Memory | Sequence[Photo], part: slice) -> Memory:
         if isinstance(images, Memory):
-            tokens, pos, mask, n_prefix, grid = images
-            return Memory(tokens[part], None if pos is None else pos[part],
-                          None if mask is None else mask[part], n_prefix, grid)
+            return images.select(part)
         batch = images[part]
         if not isinstance(batch, Tensor):
             batch, _ = preprocess(batch, self)

@@ -38,6 +38,12 @@ class Memory(NamedTuple):
     n_prefix: int
     grid: tuple[int, int]
 
+    def select(self, images: Tensor | slice) -> Memory:
+        """The memory of some of its images."""
+        pos = None if self.pos is None else self.pos[images]
+        mask = None if self.mask is None else self.mask[images]
+        return Memory(self.tokens[images], pos, mask, self.n_prefix, self.grid)
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -121,9 +127,7 @@ class DecoderState:
         self.reorder(rows)
         for cache in self.cross_caches:
             cache.reorder(images)
-        tokens, pos, mask, n_prefix, grid = self.memory
-        self.memory = Memory(tokens[images], None if pos is None else pos[images],
-                             None if mask is None else mask[images], n_prefix, grid)
+        self.memory = self.memory.select(images)
 
 
 class CaptionDecoder(nn.Module):

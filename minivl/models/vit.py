@@ -77,6 +77,8 @@ class ViTConfig:
             raise InputError(f"image_size {self.image_size} is not a whole number of patches "
                              f"{self.patch_size}")
         object.__setattr__(self, "stem", tuple(self.stem))
+        if not all(isinstance(channels, int) and channels > 0 for channels in self.stem):
+            raise InputError(f"stem={self.stem!r}: give the channels of each convolution, positive whole numbers")
         if self.stem and (self.patch_size not in [(2 ** n, 2 ** n) for n in range(1, len(self.stem) + 1)]):
             raise InputError(f"patch_size {self.patch_size}: a stem of {len(self.stem)} convolutions makes square "
                              f"patches of 2 to {2 ** len(self.stem)} pixels, by powers of 2")

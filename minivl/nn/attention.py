@@ -30,9 +30,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causa
            detach: bool = True) -> tuple[Tensor, Tensor | None]:
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1), with the asked-for weights beside it.
 
-    The output always comes from the fused kernel, and the weights from the same q and k, unless
-    ``detach=False``: then the output is ``weights @ v`` of the returned weights themselves, so that
-    they lie on the path of the gradient.
+    The output comes from one kernel, the same with and without weights (the fused one, but see `SMALL`
+    for training in bfloat16 on a CPU), and the weights from the same q and k, unless ``detach=False``:
+    then the output is ``weights @ v`` of the returned weights themselves, so that they lie on the path of
+    the gradient.
 
     Args:
         q: (B, h, Q, d) queries.
@@ -70,7 +71,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: boo
     """Attention without its weights: the fused kernel, but where its gradient is slower than two products."""
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     small = n_queries * n_keys <= SMALL
-    if not (q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled() and small):
+    if not (q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and small):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
     if is_causal:
         mask = torch.ones(n_queries, n_keys, dtype=torch.bool).tril()
