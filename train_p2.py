@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import minivl
-from eval.pointing import choose_look
 from minivl import programs
-from minivl.data.captions import CaptionSet, read_captions
+from minivl.data.captions import read_captions
 from minivl.data.scenes import Scenes
 from minivl.errors import InputError
+from minivl.images import Preprocessing
 from minivl.loading import weight_folders
 from minivl.models.captioner import Captioner, CaptionerConfig
 from minivl.models.decoder import DecoderConfig
@@ -24,6 +27,7 @@ from minivl.models.vit import ViT
 from minivl.plotting.history import plot_history
 from minivl.text.tokenizer import Tokenizer
 from minivl.train import captioning, features
+from minivl.train.looks import choose_look
 from minivl.train.loop import Plan, Run, fit, read_history
 
 HERE = Path(__file__).resolve().parent
@@ -141,25 +145,49 @@ def build_captioner(args: argparse.Namespace, encoder: ViT, texts: Sequence[str]
 
 # -- 3. load -------------------------------------------------------------------------------------------------
 
-def draw_scenes(start: int, count: int, size: int) -> tuple[np.ndarray, list[tuple[str, ...]]]:
-    """Pixels (count, size, size, 3) and captions of scenes."""
-    drawn = [(np.asarray(scene.image), scene.captions) for scene in
-             programs.progress(Scenes(count, start=start, size=size), total=count, desc="drawing scenes")]
-    return np.stack([pixels for pixels, _ in drawn]), [captions for _, captions in drawn]
+class Data(NamedTuple):
+    """Pictures (files or pixels) and the captions of each by name, in the same order."""
+
+    pictures: Sequence[Path] | captioning.Pixels
+    captions: Mapping[str, Sequence[str]]
 
 
-def frozen_features(args: argparse.Namespace, encoder: ViT, photos: Sequence[Path], flip: bool) -> features.Features:
-    """Features of photos by the frozen encoder, from the cache where they are there."""
-    return features.compute_features(
-        encoder, photos, args.features, flip=flip, dtype=args.precision, progress=programs.progress)
-
-
-def load_photos(args: argparse.Namespace) -> tuple[CaptionSet, CaptionSet]:
-    """Both caption sets, every photo of theirs being there."""
+def load_photos(args: argparse.Namespace) -> tuple[Data, Data]:
+    """Photos to train and to validate on, every one of them being there."""
     sets = (read_captions(args.captions, split=args.split), read_captions(args.val_captions, split=args.val_split))
     for one in sets:
         one.check_images(args.images)
-    return sets
+    train, val = (Data([args.images / name for name in one.images], one.captions) for one in sets)
+    return train, val
+
+
+def draw_scenes(start: int, count: int, preprocessing: Preprocessing) -> Data:
+    """Scenes of the model's size, in memory."""
+    drawn = [(np.asarray(scene.image), scene.captions) for scene in programs.progress(
+        Scenes(count, start=start, size=preprocessing.size[0]), total=count, desc="drawing scenes")]
+    captions = {f"scene {start + number}": texts for number, (_, texts) in enumerate(drawn)}
+    return Data(captioning.Pixels(np.stack([pixels for pixels, _ in drawn]), preprocessing), captions)
+
+
+def load_images(args: argparse.Namespace, data: Data, captioner: Captioner, encoder: ViT,
+                mirror: bool) -> captioning.Images:
+    """What the captioner is given: pictures, or their features where the encoder is frozen."""
+    pictures = data.pictures
+    if isinstance(pictures, captioning.Pixels):
+        return features.encode_images(encoder, pictures, dtype=args.precision,
+                                      progress=programs.progress) if args.freeze_encoder else pictures
+    if not args.freeze_encoder:
+        return captioning.Photos(pictures, captioner)
+    views = [features.compute_features(encoder, pictures, args.features, flip=flip, dtype=args.precision,
+                                       progress=programs.progress) for flip in ((False, True) if mirror else (False,))]
+    return captioning.Views(views) if mirror else views[0]
+
+
+def settings_of(args: argparse.Namespace, *told: object) -> dict[str, Any]:
+    """What a resumed run must repeat: the options, and by its hash what is `told` (captions, tokenizer)."""
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
+                if key not in ("out", "resume", "json", "workers", "features", "device")}
+    return {**settings, "data_hash": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}
 
 
 # -- 4. to 6. loop, evaluate, save ---------------------------------------------------------------------------
@@ -169,69 +197,65 @@ def main(argv: Sequence[str] | None) -> None:
     device = programs.device_of(args.device)
     args.precision = programs.precision_of(args.precision, device)
     plan = Plan(args.epochs, args.lr, args.weight_decay, args.warmup, args.clip, args.precision, args.ema, args.seed)
-    Run(args.out).check(args.resume)
+    run = Run(args.out)
+    run.check(args.resume)
+
     encoder = build_encoder(args).to(device)
-    size = encoder.config.image_size
     if args.images:
-        train_set, val_set = load_photos(args)
-        captions, val_captions = list(train_set.captions.values()), dict(val_set.captions)
-        files, val_files = ([args.images / name for name in one.images] for one in (train_set, val_set))
+        data, val_data = load_photos(args)
     else:
-        pixels, captions = draw_scenes(0, args.scenes, size[0])
-        val_pixels, told = draw_scenes(VAL_START, args.val_scenes, size[0])
-        val_captions = {f"scene {VAL_START + number}": texts for number, texts in enumerate(told)}
-    captioner = build_captioner(args, encoder, [text for texts in captions for text in texts]).to(device)
-    views = 1
-    images: captioning.Images
-    val_images: captioning.Images
-    if args.images and args.freeze_encoder:
-        views = 2 if args.mirror else 1
-        images = captioning.Views([frozen_features(args, encoder, files, flip) for flip in (False, True)[:views]])
-        val_images = frozen_features(args, encoder, val_files, False)
-    elif args.images:
-        images, val_images = captioning.Photos(files, captioner), captioning.Photos(val_files, captioner)
-    else:
-        assert captioner.preprocessing is not None
-        images = captioning.Pixels(pixels, captioner.preprocessing)
-        val_images = captioning.Pixels(val_pixels, captioner.preprocessing)
-    remember = captioning.from_features if args.images and args.freeze_encoder else Captioner.encode
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
-                if key not in ("out", "resume", "json", "workers", "features", "device")}
+        assert encoder.preprocessing is not None
+        data = draw_scenes(0, args.scenes, encoder.preprocessing)
+        val_data = draw_scenes(VAL_START, args.val_scenes, encoder.preprocessing)
+    captioner = build_captioner(args, encoder, [text for texts in data.captions.values() for text in texts]).to(device)
+    images = load_images(args, data, captioner, encoder, args.mirror)
+    val_images = load_images(args, val_data, captioner, encoder, False)
+
+    assert captioner.tokenizer is not None
+    settings = settings_of(args, data.captions, val_data.captions, captioner.tokenizer.to_json())
     task = captioning.CaptionTask(
-        captioner, images, captions, val_images, val_captions, remember=remember, batch_size=args.batch_size,
-        refs=args.refs, smoothing=args.smoothing, seed=args.seed, views=views, drop_tokens=args.drop_tokens,
-        beams=args.beams, max_len=args.max_len, workers=args.workers if args.images and not args.freeze_encoder else 0,
+        captioner, images, list(data.captions.values()), val_images, val_data.captions,
+        remember=captioning.from_features if args.freeze_encoder else Captioner.encode, batch_size=args.batch_size,
+        refs=args.refs, smoothing=args.smoothing, seed=args.seed, views=2 if args.mirror else 1,
+        drop_tokens=args.drop_tokens, beams=args.beams, max_len=args.max_len,
+        workers=args.workers if isinstance(images, captioning.Photos) else 0,
         notes={"data": str(args.captions or "scenes")}, progress=programs.progress)
-    trained = sum(parameter.numel() for parameter in captioner.parameters() if parameter.requires_grad)
-    programs.report(args, {"images": len(captions), "vocabulary": captioner.config.decoder.vocab_size,
-                           "trained_parameters": trained, "cut_captions": task.cut},
-                    f"{len(captions)} training pictures, vocabulary {captioner.config.decoder.vocab_size}, "
-                    f"{trained / 1e6:.2f} M trained parameters, {task.cut} captions cut at {args.max_len} tokens")
+    report_start(args, captioner, len(data.captions), task.cut)
     for row in fit(captioner, task, plan, out=args.out, settings=settings, resume=args.resume,
                    progress=programs.progress):
         programs.report(args, row, f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}  validation loss "
                         f"{row['val_loss']:.3f}  CIDEr-D {row['cider_d']:.3f}  {row['seconds']:.0f} s")
         plot_history(args.out, read_history(args.out))
-    finish(args, val_captions)
+    finish(args, run, len(val_data.captions))
 
 
-def finish(args: argparse.Namespace, val_captions: Mapping[str, Sequence[str]]) -> None:
+def report_start(args: argparse.Namespace, captioner: Captioner, pictures: int, cut: int) -> None:
+    """Say what is about to be trained."""
+    words = captioner.config.decoder.vocab_size
+    trained = sum(parameter.numel() for parameter in captioner.parameters() if parameter.requires_grad)
+    programs.report(args, {"images": pictures, "vocabulary": words, "trained_parameters": trained, "cut_captions": cut},
+                    f"{pictures} training pictures, vocabulary {words}, {trained / 1e6:.2f} M trained parameters, "
+                    f"{cut} captions cut at {args.max_len} tokens")
+
+
+def finish(args: argparse.Namespace, run: Run, val_pictures: int) -> None:
     """Say what came out; for scenes, fix layer and heads to look at on training scenes."""
     plot_history(args.out, read_history(args.out))
     best = args.out / "best.safetensors"
     captioner = minivl.load(best)
     assert isinstance(captioner, Captioner)
-    if not args.images and "look" not in captioner.notes:
-        scenes = list(Scenes(min(LOOK_SCENES, args.scenes), size=captioner.config.encoder.image_size[0]))
-        look = choose_look(captioner, scenes, args.beams)
-        if look:
-            captioner.notes["look"] = look
-            minivl.save(captioner, best)
-        else:
-            programs.report(args, {"look": None}, "the captions name nothing yet: no layer and heads to look at")
+    if not args.images:
+        if "look" not in captioner.notes:
+            scenes = list(Scenes(min(LOOK_SCENES, args.scenes), size=captioner.config.encoder.image_size[0]))
+            if look := choose_look(captioner, scenes, args.beams, progress=programs.progress):
+                captioner.notes["look"] = look
+                minivl.save(captioner, best)
+            else:
+                programs.report(args, {"look": None}, "the captions name nothing yet: no layer and heads to look at")
+        run.note("look", captioner.notes.get("look"))
     scores = captioner.notes["scores"]
     programs.report(args, {"best": str(best), **scores}, f"best: CIDEr-D {scores['cider_d']:.3f} with {args.beams} "
-                    f"beams on {len(val_captions)} validation pictures ({scores['signature']}): {best}")
+                    f"beams on {val_pictures} validation pictures ({scores['signature']}): {best}")
 
 
 if __name__ == "__main__":

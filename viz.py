@@ -20,7 +20,7 @@ from minivl.data.scenes import Scenes
 from minivl.errors import InputError
 from minivl.files import existing_file
 from minivl.geometry import Geometry
-from minivl.images import open_photo, preprocess
+from minivl.images import open_photo, to_tensor
 from minivl.loading import Model
 from minivl.maps import to_grid, upsample, word_rows
 from minivl.models.captioner import Caption, Captioner
@@ -153,20 +153,19 @@ def _draw(drawn: Scenes, place: int) -> Image.Image:
 
 def batches(sources: Sequence[Source], model: Model) -> Iterator[Batch]:
     """Sources with their photos as displayed, the tensor of them (B, 3, H, W), and geometries."""
+    encoder = model.encoder if isinstance(model, Captioner) else model
+    assert model.preprocessing is not None  # `load` saw to it
     for first in programs.progress(range(0, len(sources), TOGETHER), desc="pictures",
                                    disable=len(sources) <= TOGETHER or None):
         part = list(sources[first:first + TOGETHER])
         opened, tensors, geometries = [], [], []
         for source in part:
             photo = source.open()
-            try:
-                tensor, (geometry,) = preprocess([photo], model)
-            except InputError as error:
-                raise InputError(str(error).removeprefix("photos[0]: "), source=source.name) from None
+            tensor, geometry = to_tensor(photo, model.preprocessing, encoder.config.patch_size, name=source.name)
             opened.append(photo)
             tensors.append(tensor)
             geometries.append(geometry)
-        yield part, opened, torch.cat(tensors), geometries
+        yield part, opened, torch.stack(tensors), geometries
 
 
 def shown(geometry: Geometry, panels: int) -> Geometry:
@@ -286,7 +285,7 @@ def run_caption(args: argparse.Namespace) -> None:
         raise InputError("is a classifier, which says no captions; give the weights of a captioner "
                          "(train_p2.py makes them), or use: viz.py attention", source=weights)
     look, decoder = look_of(model, weights, args.layer, args.heads), model.config.decoder
-    max_len = min(30, decoder.max_len - 1) if args.max_len is None else args.max_len
+    max_len = model.longest if args.max_len is None else args.max_len
     sources = sources or scenes(args.scenes, args.seed, model.config.encoder.image_size[0], args.out)
     named = f"mean of all {decoder.num_heads} heads"
     if look.heads != "mean":

@@ -146,6 +146,11 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, tuple[int, ...]
         raise InputError(f"is not a whole safetensors file ({error})", source=file) from None
 
 
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """The bytes of a tensor's elements, row by row, wherever and however it lies: what is hashed of it."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """The sha256 of a file's bytes, in hex."""
     digest = hashlib.sha256()

@@ -140,13 +140,15 @@ def open_photo(photo: Photo) -> Image.Image:
     return _open(photo, "the PIL image")
 
 
-def to_tensor(photo: Photo, preprocessing: Preprocessing, patch: int | Pair) -> tuple[Tensor, Geometry]:
+def to_tensor(photo: Photo, preprocessing: Preprocessing, patch: int | Pair, *,
+              name: str = "the PIL image") -> tuple[Tensor, Geometry]:
     """One photo as a normalised tensor.
 
     Args:
         photo: a file or a PIL image, opened by `open_photo`.
         preprocessing: what the model wants.
         patch: height and width of a cell of the model's grid, in tensor pixels.
+        name: what an error calls a PIL image that came from no file.
 
     Returns:
         ``(tensor (3, H, W) float32, geometry)``.
@@ -154,7 +156,7 @@ def to_tensor(photo: Photo, preprocessing: Preprocessing, patch: int | Pair) -> 
     Raises:
         InputError: the photo cannot be opened, or is so thin that resizing it would fill the memory.
     """
-    return _tensor(photo, "the PIL image", preprocessing, patch)
+    return _tensor(photo, name, preprocessing, patch)
 
 
 def batch(photos: Iterable[Photo], preprocessing: Preprocessing,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .convert import table, timm
 from .errors import InputError, some
-from .files import read_tensors, write_tensors
+from .files import read_tensors, tensor_bytes, write_tensors
 from .images import Preprocessing
 from .models.captioner import Captioner, CaptionerConfig
 from .models.decoder import DecoderConfig
@@ -102,9 +102,9 @@ def _digest(state: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
     told = {key: value for key, value in header.items() if key != "sha256"}
     digest.update(json.dumps(told, sort_keys=True).encode())
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = state[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 

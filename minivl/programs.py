@@ -30,8 +30,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                          allow_abbrev=False, **options)
 
-    def add_common(self, precision: str = "fp32") -> None:
-        """--device --precision --seed --workers --json, with the precision this program computes in."""
+    def add_common(self, precision: str = "fp32", idle: Sequence[str] = ()) -> None:
+        """--device --precision --seed --workers --json, which every program takes.
+
+        Args:
+            precision: what this program computes in.
+            idle: names of those that change nothing in this program; its help says so.
+        """
         group = self.add_argument_group("common")
         group.add_argument("--device", choices=DEVICES, default="auto", help="where to compute")
         group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default=precision,
@@ -39,6 +44,9 @@ class Parser(argparse.ArgumentParser):
         group.add_argument("--seed", type=int, default=0, help="of everything random")
         group.add_argument("--workers", type=int, default=0, help="processes that read pictures")
         group.add_argument("--json", action="store_true", help="print results as one JSON object per line")
+        for action in group._group_actions:
+            if action.dest in idle:
+                action.help = "no effect here; every program takes it"
 
     def error(self, message: str) -> NoReturn:
         """One line, exit code 2."""

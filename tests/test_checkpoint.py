@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from minivl.errors import InputError
-from minivl.files import read_tensors, write_tensors
+from minivl.files import read_tensors, tensor_bytes, write_tensors
 from minivl.models.captioner import Captioner
-from minivl.train.checkpoint import load_checkpoint, save_checkpoint
+from minivl.train.checkpoint import frozen_hash, load_checkpoint, save_checkpoint
 from minivl.train.optim import Ema, decay_groups
 
 
@@ -43,15 +43,24 @@ def steps(model: Captioner, optimizer: torch.optim.Optimizer, ema: Ema | None, f
     return losses
 
 
+def test_bytes_of_a_tensor() -> None:
+    numbers = torch.arange(6, dtype=torch.int16).reshape(2, 3)
+    assert tensor_bytes(numbers) == b"".join(number.to_bytes(2, "little") for number in range(6))
+    assert tensor_bytes(numbers.T) == b"".join(number.to_bytes(2, "little") for number in (0, 3, 1, 4, 2, 5))
+    assert tensor_bytes(torch.tensor(1.5, dtype=torch.bfloat16, requires_grad=True)) == b"\xc0\x3f"
+    assert tensor_bytes(torch.empty(0, 3)) == b""
+
+
 @pytest.mark.parametrize("averaged", [True, False])
-def test_continues_bit_for_bit(tmp_path: Path, averaged: bool) -> None:
-    model = tiny_run.captioner(dropout=0.1)
+@pytest.mark.parametrize("stem", [(), (6, 6)])
+def test_continues_bit_for_bit(tmp_path: Path, averaged: bool, stem: tuple[int, ...]) -> None:
+    model = tiny_run.captioner(dropout=0.1, stem=stem)
     optimizer, ema = adamw(model), Ema(model, 0.9) if averaged else None
     steps(model, optimizer, ema, 0, 3)
     save_checkpoint(tmp_path / "c.safetensors", model, optimizer, ema, {"step": 3, "sum": 0.1 + 0.2})
     expected = steps(model, optimizer, ema, 3, 7)
 
-    other = tiny_run.captioner(dropout=0.1, seed=99)
+    other = tiny_run.captioner(dropout=0.1, seed=99, stem=stem)
     other_optimizer, other_ema = adamw(other), Ema(other, 0.9) if averaged else None
     progress = load_checkpoint(tmp_path / "c.safetensors", other, other_optimizer, other_ema)
     assert progress["step"] == 3 and progress["sum"] == 0.1 + 0.2  # exact through JSON
@@ -59,6 +68,7 @@ def test_continues_bit_for_bit(tmp_path: Path, averaged: bool) -> None:
     for (name, one), two in zip(model.state_dict().items(), other.state_dict().values()):
         assert torch.equal(one, two), name
     if averaged:
+        assert ("encoder.patch_embed.stem.1.running_var" in ema.shadow) == bool(stem)
         assert other_ema.updates == 7
         assert all(torch.equal(ema.shadow[name], other_ema.shadow[name]) for name in ema.shadow)
 
@@ -108,6 +118,19 @@ def test_frozen_weights_are_left_out_but_held_against(tmp_path: Path) -> None:
     other.encoder.load_state_dict(model.encoder.state_dict())
     load_checkpoint(path, other, adamw(other), Ema(other, 0.9))
     assert torch.equal(other.proj.weight, model.proj.weight)
+
+
+def test_hash_of_what_is_frozen() -> None:
+    def changed(name: str) -> str:
+        model = tiny_run.captioner(stem=(6, 6))
+        model.encoder.requires_grad_(False)
+        if name:
+            model.state_dict()[name].add_(1)
+        return frozen_hash(model)
+
+    assert changed("") == changed("decoder.norm.bias") == changed("proj.weight")
+    others = {changed(name) for name in ("", "encoder.pos_embed", "encoder.patch_embed.stem.1.running_mean")}
+    assert len(others) == 3
 
 
 def wrong(path: Path, model: Captioner, ema: Ema | None) -> str:

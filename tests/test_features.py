@@ -7,6 +7,8 @@ import logging
 import multiprocessing
 import os
 import pickle
+import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -22,7 +24,8 @@ from torch import Tensor
 from minivl.errors import InputError
 from minivl.images import Preprocessing, preprocess
 from minivl.models.vit import ViT, ViTConfig
-from minivl.train.features import Features, compute_features, encoder_key
+from minivl.train import features
+from minivl.train.features import Features, compute_features, encode_images, encoder_key
 
 # Python 3.12 warns of forks beside threads; torch's are idle here
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -182,7 +185,7 @@ def test_interrupted_filling_continues(tmp_path: Path, batches: int) -> None:
     def stopping(starts: Iterable[int], **options: Any) -> Iterator[int]:
         assert options["total"] == 20
         for number, start in enumerate(starts):
-            if number == batches:
+            if number == batches and options["desc"] == "encoding photos":
                 raise Stop
             yield start
 
@@ -265,6 +268,82 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     model = vit()
     torch.testing.assert_close(cached(tmp_path, model, files), direct(model, files), rtol=0, atol=1e-5)
     assert model.photos == 0
+
+
+def test_waiting_for_another_process_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    model, files = vit(), photos(tmp_path / "photos", 3)
+    cached(tmp_path, model, files)
+    folder = next((tmp_path / "cache").iterdir())
+    with open(folder / "lock", "w") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        timer = threading.Timer(0.3, fcntl.flock, (opened, fcntl.LOCK_UN))
+        timer.start()
+        with caplog.at_level(logging.INFO):
+            cached(tmp_path, model, files)
+        timer.join()
+    assert caplog.messages == [f"{folder}: another process is filling this folder, waiting for it"]
+    caplog.clear()
+    cached(tmp_path, model, files)
+    assert caplog.messages == []
+
+
+def test_a_system_without_locks(tmp_path: Path, caplog: pytest.LogCaptureFixture,
+                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    model, files = vit(), photos(tmp_path / "photos", 3)
+    with caplog.at_level(logging.WARNING):
+        torch.testing.assert_close(cached(tmp_path, model, files), direct(model, files), rtol=0, atol=1e-5)
+    assert "locks no files" in caplog.text and str(tmp_path / "cache") in caplog.text
+
+
+def test_rows_are_on_disk_before_the_index_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, files = vit(), photos(tmp_path / "photos", 20)
+    synced: list[int] = []  # size of the rows at their last fsync
+    named: list[tuple[int, int]] = []
+    fsync, write_json = os.fsync, features.write_json
+
+    def syncing(handle: int) -> None:
+        fsync(handle)
+        rows = next((tmp_path / "cache").glob("*/rows.bin"))
+        if os.fstat(handle).st_ino == rows.stat().st_ino:
+            synced.append(os.fstat(handle).st_size)
+
+    def writing(path: Path, index: dict[str, int]) -> None:
+        named.append((len(index), synced[-1]))
+        write_json(path, index)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(features, "write_json", writing)
+    cached(tmp_path, model, files, batch_size=1)
+    row = 7 * 12 * 4
+    assert named == [(16, 16 * row), (20, 20 * row)]
+
+
+def test_progress_of_hashing_and_encoding(tmp_path: Path) -> None:
+    told: list[tuple[str, int]] = []
+
+    def progress(items: Iterable[Any], **options: Any) -> Iterator[Any]:
+        listed = list(items)
+        assert len(listed) == options["total"]
+        told.append((options["desc"], options["total"]))
+        yield from listed
+
+    model, files = vit(), photos(tmp_path / "photos", 5)
+    cached(tmp_path, model, files, batch_size=2, progress=progress)
+    cached(tmp_path, model, files, batch_size=2, progress=progress)
+    assert told == [("hashing photos", 5), ("encoding photos", 3), ("hashing photos", 5)]
+    encode_images(model, preprocess(files, model)[0], batch_size=2, progress=progress)
+    assert told[3:] == [("encoding pictures", 3)]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_features_in_memory_are_those_of_the_cache(tmp_path: Path, dtype: str) -> None:
+    model, files = vit(dropout=0.5).train(), photos(tmp_path / "photos", 5)
+    held = encode_images(model, preprocess(files, model)[0], dtype=dtype, batch_size=2)
+    assert not held.requires_grad and held.shape == (5, 7, 12)
+    stored = cached(tmp_path, model, files, dtype=dtype, batch_size=2)
+    assert held.dtype == stored.dtype and torch.equal(held, stored)
 
 
 def test_features_travel_to_another_process(tmp_path: Path) -> None:

@@ -431,3 +431,11 @@ def test_missing_and_unknown_settings_are_named() -> None:
         Preprocessing.from_dict([])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="square"):
         Preprocessing(size=(299, 224), mean=MEAN, std=STD, mode="long")
+
+
+def test_a_picture_in_memory_is_called_by_the_name_it_is_given() -> None:
+    thin = Image.new("RGB", (1, 5000))
+    with pytest.raises(InputError, match="^scene-3: of 5000 x 1 pixels is too thin"):
+        to_tensor(thin, Preprocessing((224, 224), MEAN, STD, 1.0), 16, name="scene-3")
+    with pytest.raises(InputError, match="^the PIL image: "):
+        to_tensor(Image.new("RGB", (1, 10 ** 6)), Preprocessing((224, 224), MEAN, STD, 1.0), 16)

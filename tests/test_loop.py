@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from minivl.errors import InputError
 from minivl.files import read_tensors
 from minivl.loading import load
-from minivl.train import loop
+from minivl.train import checkpoint, loop
 from minivl.train.loop import Plan, fit, read_history
 from minivl.train.optim import Ema, decay_groups, warmup_cosine
 
@@ -168,6 +168,69 @@ def test_interrupted_in_the_backward_pass(whole: tuple[Path, Plan], tmp_path: Pa
     same_run(folder, tmp_path)
 
 
+@pytest.mark.parametrize("place", ["backward", "next batch", "after a checkpoint"])
+def test_running_statistics_are_those_of_whole_steps(tmp_path: Path, place: str) -> None:
+    """An interrupt after a forward pass must not save what that pass did to batch norms."""
+    plan = tiny_run.PLAN if place == "after a checkpoint" else QUICK
+    tiny_run.train(tmp_path / "whole", plan=plan, stem=(6, 6))
+
+    def stop(gradient: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    def hooked(loss: Tensor) -> Tensor:
+        loss.register_hook(stop)
+        return loss
+
+    def before(step: int) -> Callable[[Tensor], Tensor] | None:
+        if step == 8 and place == "next batch":
+            raise KeyboardInterrupt
+        return hooked if step == 8 else None
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run.train(tmp_path / "run", plan=plan, stem=(6, 6), before=before)
+    stored, header = read_tensors(tmp_path / "run" / loop.CHECKPOINT)
+    assert json.loads(header["training"])["step"] == 8
+    assert stored["buffer.encoder.patch_embed.stem.1.num_batches_tracked"] == 8
+    tiny_run.train(tmp_path / "run", plan=plan, stem=(6, 6), resume=True)
+    same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_scored_statistics_are_averages(tmp_path: Path) -> None:
+    tiny_run.train(tmp_path, plan=QUICK, stem=(6, 6))
+    stored, _ = read_tensors(tmp_path / loop.CHECKPOINT)
+    name = "encoder.patch_embed.stem.1.running_mean"
+    last = load(tmp_path / "last.safetensors").state_dict()[name]
+    assert torch.equal(last, stored[f"ema.{name}"]) and not torch.equal(last, stored[f"buffer.{name}"])
+
+
+def test_a_frozen_part_sleeps(tmp_path: Path) -> None:
+    model = tiny_run.captioner(dropout=0.5, stem=(6, 6))
+    model.encoder.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
+    modes: list[set[bool]] = []
+
+    def look(step: int) -> None:
+        modes.append({module.training for module in model.encoder.modules()})
+        assert model.training and all(module.training for module in model.decoder.modules())
+
+    list(fit(model, tiny_run.Watched(tiny_run.task(model), look), replace(QUICK, epochs=2), out=tmp_path, settings={}))
+    assert modes == [{False}] * 12
+    for name, tensor in model.encoder.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_frozen_weights_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, hashed = tiny_run.captioner(), []
+    model.encoder.requires_grad_(False)
+    real = checkpoint.tensor_bytes
+    monkeypatch.setattr(checkpoint, "tensor_bytes", lambda tensor: hashed.append(1) or real(tensor))
+    count = len(list(model.encoder.parameters()))
+    list(fit(model, tiny_run.task(model), replace(tiny_run.PLAN, epochs=1), out=tmp_path, settings={}))
+    assert len(hashed) == count
+    list(fit(model, tiny_run.task(model), replace(tiny_run.PLAN, epochs=1), out=tmp_path, settings={}, resume=True))
+    assert len(hashed) == 2 * count
+
+
 @pytest.mark.parametrize("where", ["step", "average", "write before", "write after", "score", "swap", "best"])
 def test_interrupted_at_delicate_places(whole: tuple[Path, Plan], tmp_path: Path,
                                         monkeypatch: pytest.MonkeyPatch, where: str) -> None:
@@ -301,6 +364,35 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
     assert "nothing to resume" in refused(tmp_path, resume=True)
 
 
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("kept")
+    for out in (file, file / "run"):
+        with pytest.raises(InputError, match="is a file, a run needs a folder") as raised:
+            loop.Run(out).check(resume=False)
+        assert str(raised.value).startswith(f"{file}: ")
+    loop.Run(tmp_path / "a" / "b").check(resume=False)
+    assert file.read_text() == "kept" and list(tmp_path.iterdir()) == [file]
+
+
+def test_what_training_found_is_no_setting(tmp_path: Path) -> None:
+    list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}))
+    before = json.loads((tmp_path / "config.json").read_text())
+    loop.Run(tmp_path).note("look", {"layer": 1, "heads": [0]})
+    after = json.loads((tmp_path / "config.json").read_text())
+    assert after == {**before, "look": {"layer": 1, "heads": [0]}}
+    list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}, resume=True))
+    assert json.loads((tmp_path / "config.json").read_text()) == after
+
+
+def test_a_lost_config_is_written_again(tmp_path: Path) -> None:
+    list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}))
+    before = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").unlink()
+    list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}, resume=True))
+    assert (tmp_path / "config.json").read_text() == before
+
+
 def test_other_settings_are_listed(whole: tuple[Path, Plan]) -> None:
     folder, plan = whole
     line = refused(folder, plan=replace(plan, lr=5e-3, epochs=4), resume=True,
@@ -314,7 +406,7 @@ def test_other_settings_are_listed(whole: tuple[Path, Plan]) -> None:
 
 def test_other_model_is_refused(whole: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch) -> None:
     small = tiny_run.captioner
-    monkeypatch.setattr(tiny_run, "captioner", lambda dropout: small(dropout, depth=1))
+    monkeypatch.setattr(tiny_run, "captioner", lambda **options: small(depth=1, **options))
     assert "another model" in refused(whole[0], plan=whole[1], resume=True)
 
 
@@ -381,6 +473,7 @@ def test_nan_stops_with_the_last_good_checkpoint(tmp_path: Path, spoil: Callable
         tiny_run.train(tmp_path / "run", plan=plan, pictures=9,
                        before=lambda step: spoil if step == 4 else None)
     message = str(raised.value)
+    assert message.endswith("try a lower learning rate in another --out")
     assert "step 5" in message and str(tmp_path / "run" / loop.CHECKPOINT) in message and "\n" not in message
     assert step_of(tmp_path / "run") == 4
     assert [row["step"] for row in read_history(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4]

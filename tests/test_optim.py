@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from minivl.models.vit import ViT, ViTConfig
-from minivl.train.optim import Ema, decay_groups, warmup_cosine
+from minivl.train.optim import Ema, decay_groups, is_frozen, warmup_cosine
 
 
 def names(model: nn.Module, decay: float = 0.3) -> tuple[set[str], set[str]]:
@@ -120,6 +120,37 @@ def test_average_follows_its_formula() -> None:
         expected = decay * expected + (1 - decay) * model.weight.detach().double()
         torch.testing.assert_close(ema.shadow["weight"].double(), expected, rtol=0, atol=1e-6)
     assert ema.updates == 12 and 13 / 22 > 0.5 > 1 / 10  # both branches of the minimum were seen
+
+
+def test_average_follows_running_statistics() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model.register_buffer("constant", torch.ones(2), persistent=False)  # is in no weight file
+    ema = Ema(model, 0.5)
+    assert set(ema.shadow) == {"0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"}
+    mean, variance = torch.zeros(4), torch.ones(4)
+    for update in range(12):
+        model(torch.randn(5, 3, 4, 4) * (update + 1))
+        ema.update(model)
+        decay = min(0.5, (1 + update) / (10 + update))
+        mean = decay * mean + (1 - decay) * model[1].running_mean
+        variance = decay * variance + (1 - decay) * model[1].running_var
+    torch.testing.assert_close(ema.shadow["1.running_mean"], mean)
+    torch.testing.assert_close(ema.shadow["1.running_var"], variance)
+    present = model[1].running_mean.clone()
+    ema.swap(model)
+    torch.testing.assert_close(model[1].running_mean, mean)
+    torch.testing.assert_close(model[1].running_var, variance)
+    assert model[1].num_batches_tracked == 12 and not torch.allclose(present, mean)
+    ema.swap(model)
+    assert torch.equal(model[1].running_mean, present)
+
+
+def test_is_frozen() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Dropout(), nn.Linear(3, 2))
+    model[0].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    assert [is_frozen(module) for module in (model, *model)] == [False, True, False, False]
 
 
 def test_average_is_no_view_of_the_weights() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -21,10 +20,13 @@ from PIL import Image
 
 import minivl
 import train_p2
+from minivl.data.scenes import Scenes
 from minivl.errors import InputError
 from minivl.images import Preprocessing
 from minivl.models.captioner import Captioner
 from minivl.models.vit import ViT, ViTConfig
+from minivl.text.tokenizer import Tokenizer
+from minivl.train import features
 from minivl.train.captioning import CaptionTask
 from minivl.train.loop import read_history
 
@@ -217,7 +219,8 @@ def test_recipe_and_options(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
 # -- scenes --------------------------------------------------------------------------------------------------
 
 SCENES = {"images": None, "captions": None, "val_captions": None, "freeze_encoder": None, "scenes": 12,
-          "val_scenes": 4, "epochs": 8, "lr": 0.02, "max_len": 12, "batch_size": 12}
+          "val_scenes": 4, "epochs": 14, "lr": 0.02, "dropout": 0, "smoothing": 0, "max_len": 12, "batch_size": 12,
+          "beams": 1}
 
 
 def scenes_run(out: Path) -> None:
@@ -226,12 +229,11 @@ def scenes_run(out: Path) -> None:
     look = model.notes["look"]
     assert look["layer"] == 0 and look["heads"] in ("mean", [0], [1]) and look["scenes"] == 12
     assert model.notes["data"] == "scenes"
-    assert [row["step"] for row in read_history(out) if "loss" in row] == list(range(1, 17))
+    assert json.loads((out / "config.json").read_text())["look"] == look
+    assert [row["step"] for row in read_history(out) if "loss" in row] == list(range(1, 29))
 
 
-def test_scenes(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # fork: a spawned child would import torch anew
-    monkeypatch.setattr(train_p2, "get_context", lambda kind: multiprocessing.get_context("fork"))
+def test_scenes(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "one", **SCENES)
     scenes_run(tmp_path / "one")
     train(data, tmp_path / "one", resume=True, **SCENES)
@@ -240,11 +242,29 @@ def test_scenes(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_scenes_before_anything_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                          capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(train_p2, "get_context", lambda kind: multiprocessing.get_context("fork"))
-    monkeypatch.setattr("eval.pointing.collect", lambda *args: [])
+    monkeypatch.setattr("minivl.train.looks.collect", lambda *args, **options: [])
     train(data, tmp_path / "one", **{**SCENES, "epochs": 1})
     assert "the captions name nothing yet" in capsys.readouterr().out
     assert "look" not in weights(tmp_path / "one").notes
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["look"] is None
+
+
+def test_scenes_with_a_frozen_encoder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    real = features.encode_images
+    monkeypatch.setattr(features, "encode_images",
+                        lambda encoder, images, **options: told.append(len(images)) or real(encoder, images, **options))
+    train(data, tmp_path / "one", **{**SCENES, "freeze_encoder": True, "epochs": 2})
+    assert told == [12, 4]  # once, not in every epoch
+    model = weights(tmp_path / "one")
+    vit = minivl.load(data / "vit.safetensors").state_dict()
+    assert all(torch.equal(tensor, vit[name]) for name, tensor in model.encoder.state_dict().items())
+    # the stored features are those of the model's own encoder
+    from minivl.train.captioning import score
+    scenes = list(Scenes(4, start=train_p2.VAL_START, size=32))
+    said = model.caption([scene.image for scene in scenes], beams=1, max_len=12)
+    found = score(said, {str(number): scene.captions for number, scene in enumerate(scenes)})
+    assert found.score == pytest.approx(model.notes["scores"]["cider_d"], rel=1e-6)
 
 
 # -- as a program --------------------------------------------------------------------------------------------
@@ -374,13 +394,54 @@ def test_a_folder_that_holds_a_run(data: Path, frozen: Path, capsys: pytest.Capt
                                    monkeypatch: pytest.MonkeyPatch) -> None:
     before = {file.name: file.read_bytes() for file in frozen.iterdir()}
     # long work before the refusal would be a waste
-    monkeypatch.setattr(train_p2, "frozen_features", lambda *args: pytest.fail("features came first"))
+    monkeypatch.setattr(train_p2, "load_images", lambda *args: pytest.fail("features came first"))
     assert "already holds a run: give --resume" in mistake(options(data, frozen), capsys)
     monkeypatch.undo()
     with pytest.raises(InputError, match="lr was 0.003, is 0.004") as raised:
-        train(data, frozen, resume=True, lr=0.004, dropout=0.2)
-    assert "dropout was 0.1, is 0.2" in str(raised.value) and str(frozen) in str(raised.value)
+        train(data, frozen, resume=True, lr=0.004, dropout=0.3)
+    assert "dropout was 0.2, is 0.3" in str(raised.value) and str(frozen) in str(raised.value)
     assert {file.name: file.read_bytes() for file in frozen.iterdir()} == before
+
+
+def test_other_captions_under_the_same_name(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    here = tmp_path / "data"
+    here_run = {"epochs": 1, "tokenizer": tmp_path / "words.json"}
+    tokenizer = tiny_run.captioner().tokenizer
+    assert tokenizer is not None
+    (tmp_path / "words.json").write_text(tokenizer.to_json())
+    train(here, tmp_path / "one", **here_run)
+    train(here, tmp_path / "one", **here_run, resume=True)
+    for name in ("train.json", "val.json"):
+        text = (here / name).read_text()
+        told = json.loads(text)
+        words = told["annotations"][0]["caption"].split()
+        told["annotations"][0]["caption"] = " ".join(reversed(words))
+        (here / name).write_text(json.dumps(told))
+        with pytest.raises(InputError, match="data_hash was '[0-9a-f]{16}', is '"):
+            train(here, tmp_path / "one", **here_run, resume=True)
+        (here / name).write_text(text)
+    other = Tokenizer.train([" ".join([*tiny_run.WORDS, "two"])])  # another order
+    assert other.vocab_size == tokenizer.vocab_size
+    (tmp_path / "words.json").write_text(other.to_json())
+    with pytest.raises(InputError, match="data_hash"):
+        train(here, tmp_path / "one", **here_run, resume=True)
+
+
+def test_out_is_a_file(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_p2, "build_encoder", lambda *args: pytest.fail("work came first"))
+    (tmp_path / "one").write_text("kept")
+    assert f"{tmp_path / 'one'}: is a file" in mistake(options(data, tmp_path / "one"), capsys)
+    assert (tmp_path / "one").read_text() == "kept"
+
+
+def test_precision_auto_is_written_as_what_it_became(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "one", epochs=1, precision="auto")
+    became = json.loads((tmp_path / "one" / "config.json").read_text())["precision"]
+    assert became in ("fp32", "bf16")
+    for precision in ("auto", became):
+        train(data, tmp_path / "one", epochs=1, precision=precision, resume=True)
 
 
 def test_another_encoder_under_the_same_name(data: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_caption_draws_every_photo_of_a_folder(weights: Path, photos: Path, tmp_
     files = [photos / "a_turned.jpg", photos / "b_wide.jpg"]
     model = minivl.load(weights)
     assert isinstance(model, Captioner)
-    expected = model.caption(files, max_len=9)
+    expected = model.caption(files, max_len=8)
     for row, caption in zip(rows, expected):
         assert (row["ids"], row["text"]) == (list(caption.ids), caption.text)
         assert row["logprob"] == pytest.approx(caption.logprob, abs=1e-4)
@@ -105,7 +105,7 @@ def test_panels_show_the_looks_that_chose_the_words(weights: Path, photos: Path,
     model = minivl.load(weights)
     assert isinstance(model, Captioner) and model.tokenizer is not None
     images, (geometry,) = minivl.preprocess([file], model)
-    caption, = model.caption(images, beams=1, max_len=9)
+    caption, = model.caption(images, beams=1, max_len=8)
     record = minivl.AttnRecord(sites=("cross",))
     model.replay(images, [caption.ids[:-1]], attn=record)
     rows = record["cross", 1][0, [0, 2]].mean(0)  # (T, N)
@@ -167,7 +167,7 @@ def test_scenes_are_drawn_without_photos(weights: Path, tmp_path: Path, capsys: 
 @pytest.mark.parametrize("options, message", [
     (["--layer", 3], "layer 3: there are 3 (0 to 2, or -3 to -1)"),
     (["--heads", "0,4"], "head 4: there are 4"),
-    (["--max-len", 10], "9 text positions"),
+    (["--max-len", 9], "need 10 text positions: this decoder has 9"),
     (["--beams", 0], "beams=0"),
 ])
 def test_impossible_options(options: list[object], message: str, weights: Path, photos: Path,
@@ -289,3 +289,10 @@ def test_wrong_command_lines(line: list[str], capsys: pytest.CaptureFixture[str]
         viz.main(line)
     assert stopped.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_photo_that_cannot_be_resized_is_named(weights: Path, tmp_path: Path) -> None:
+    Image.new("L", (1, 60000)).save(tmp_path / "thin.png")
+    with pytest.raises(InputError) as raised:
+        run("caption", tmp_path / "thin.png", "--weights", weights, "--out", tmp_path / "out")
+    assert str(raised.value).startswith(f"{tmp_path / 'thin.png'}: of 60000 x 1 pixels is too thin")

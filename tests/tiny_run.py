@@ -38,11 +38,11 @@ def captions(count: int, seed: int = 5, most: int = 4) -> list[list[str]]:
             for _ in range(count)]
 
 
-def captioner(dropout: float = 0.0, seed: int = 0, **changes: Any) -> Captioner:
-    """A random captioner over pictures of 12 x 8 pixels, with a tokenizer of `WORDS`."""
+def captioner(dropout: float = 0.0, seed: int = 0, stem: tuple[int, ...] = (), **changes: Any) -> Captioner:
+    """A random captioner over pictures of 12 x 8 pixels, with a tokenizer of `WORDS`; a stem has batch norms."""
     tokenizer = Tokenizer.train([" ".join(WORDS)])
     torch.manual_seed(seed)
-    encoder = ViTConfig((12, 8), (4, 4), 12, 1, 2, 24, num_classes=0, dropout=dropout)
+    encoder = ViTConfig((12, 8), (4, 4), 12, 1, 2, 24, num_classes=0, dropout=dropout, stem=stem)
     fields = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "max_len": 11, "tied": True, **changes}
     decoder = DecoderConfig(vocab_size=tokenizer.vocab_size, dropout=dropout, pad_id=tokenizer.pad_id,
                             bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, **fields)
@@ -93,9 +93,10 @@ PLAN = Plan(epochs=3, lr=3e-3, warmup=4, clip=1.0, ema=0.9, seed=7, save_every=1
 
 def train(folder: Path, *, resume: bool = False, plan: Plan = PLAN,
           before: Callable[[int], Any] = lambda step: None,
-          settings: Mapping[str, Any] = {"kind": "tiny"}, **options: Any) -> list[dict[str, Any]]:
+          settings: Mapping[str, Any] = {"kind": "tiny"}, stem: tuple[int, ...] = (),
+          **options: Any) -> list[dict[str, Any]]:
     """A whole run with dropout; returns its rows per epoch."""
-    model = captioner(dropout=0.1)
+    model = captioner(dropout=0.1, stem=stem)
     return list(fit(model, Watched(task(model, **options), before), plan, out=folder, settings=settings,
                     resume=resume))
 

@@ -1,4 +1,4 @@
-"""Put a finished run's best weights into weights/ and write down in MANIFEST.json what they are."""
+"""Put the best weights of a finished run on scenes into weights/ and write down in MANIFEST.json what they are."""
 
 from __future__ import annotations
 
@@ -8,33 +8,55 @@ from pathlib import Path
 import minivl
 from minivl import programs
 from minivl.errors import InputError
-from minivl.files import read_json, sha256, write_json
+from minivl.files import existing_file, read_json, sha256, write_json
+from minivl.models.captioner import Captioner
+from minivl.train.looks import noted_look
 
 HERE = Path(__file__).resolve().parent
-LARGEST = 10 * 2 ** 20  # bytes
+LARGEST = 10 * 10 ** 6  # bytes
 
 
 def main(argv: Sequence[str] | None) -> None:
     parser = programs.Parser(__doc__)
-    parser.add_argument("run", type=Path, help="folder of a training run")
+    parser.add_argument("run", type=Path, help="folder of a training run on scenes")
     parser.add_argument("--name", required=True, help="name it is loaded by: minivl.load(NAME)")
-    parser.add_common()
+    parser.add_common(idle=("device", "precision", "seed", "workers"))
     args = parser.parse_args(argv)
     programs.check_common(args)
-    source, target = args.run / "best.safetensors", HERE / f"{args.name}.safetensors"
-    model = minivl.load(source, verify=True)
-    if source.stat().st_size > LARGEST:
-        raise InputError(f"{source.stat().st_size} bytes: shipped weights have at most {LARGEST}", source=source)
+    if not args.name or Path(args.name).name != args.name or args.name.startswith("."):
+        raise InputError(f"--name {args.name!r}: give a plain name, without folders")
+    source, target = existing_file(args.run / "best.safetensors"), HERE / f"{args.name}.safetensors"
+    model = check(source)
+    config = read_json(args.run / "config.json")
     minivl.save(model, target)
     manifest = HERE / "MANIFEST.json"
     entries = read_json(manifest) if manifest.exists() else {}
-    config = read_json(args.run / "config.json")
-    entries[args.name] = {"sha256": sha256(target), "bytes": target.stat().st_size, "made_by": config,
-                          "notes": getattr(model, "notes", {})}
+    entry = {"sha256": sha256(target), "bytes": target.stat().st_size, "made_by": config, "notes": model.notes}
+    entries[args.name] = entry
     write_json(manifest, dict(sorted(entries.items())))
-    entry = entries[args.name]
     programs.report(args, {"path": str(target), **entry},
-                    f"{target}: {entry['bytes'] / 2 ** 20:.1f} MiB, sha256 {entry['sha256'][:16]}...")
+                    f"{target}: {entry['bytes'] / 10 ** 6:.1f} MB, sha256 {entry['sha256'][:16]}...")
+
+
+def check(source: Path) -> Captioner:
+    """The captioner of a file that may be shipped.
+
+    Raises:
+        InputError: it is too large, was changed after it was saved, is no captioner, was trained on other data
+            than scenes (whose licences are not ours to pass on), or does not say where to look.
+    """
+    size = source.stat().st_size
+    if size > LARGEST:
+        raise InputError(f"{size} bytes: shipped weights have at most {LARGEST}", source=source)
+    model = minivl.load(source, verify=True)
+    if not isinstance(model, Captioner):
+        raise InputError("is no captioner: only captioners of scenes are shipped", source=source)
+    data = model.notes.get("data")
+    if data != "scenes":
+        raise InputError(f"was trained on {data or 'unknown data'}: only weights made from scenes are shipped",
+                         source=source)
+    noted_look(model, source)
+    return model
 
 
 if __name__ == "__main__":

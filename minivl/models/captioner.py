@@ -94,6 +94,11 @@ class Captioner(nn.Module):
         return {**self.encoder.attn_sites, "self": (decoder.depth, decoder.num_heads),
                 "cross": (decoder.depth, decoder.num_heads)}
 
+    @property
+    def longest(self) -> int:
+        """Most new tokens of a caption where nobody says: 30, or what the decoder has room for."""
+        return min(30, self.config.decoder.max_len - 1)
+
     # -- forward -----------------------------------------------------------------------------------------
 
     def encode(self, images: Tensor, attn: AttnRecord | None = None) -> Memory:

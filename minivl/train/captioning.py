@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,20 +20,9 @@ from ..metrics.cider import CiderResult, cider
 from ..models.captioner import Caption, Captioner
 from ..models.decoder import Memory
 from ..text.tokenizer import Tokenizer
-from .features import Features
+from .features import Features, Images
 
 IGNORED = -100  # target of a padded position
-
-
-class Images(Protocol):
-    """Pictures by number, as what the model's `remember` takes."""
-
-    def __len__(self) -> int:
-        ...
-
-    def __getitem__(self, photos: Sequence[int]) -> Tensor:
-        """The tensor of these pictures, first dimension len(photos)."""
-        ...
 
 
 class Photos:

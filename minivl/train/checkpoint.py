@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, some
-from ..files import read_tensors, write_tensors
-from .optim import Ema
+from ..files import read_tensors, tensor_bytes, write_tensors
+from .optim import Ema, is_frozen
 
 
 def _names(optimizer: torch.optim.Optimizer) -> list[str]:
@@ -24,19 +24,22 @@ def _names(optimizer: torch.optim.Optimizer) -> list[str]:
     return [name for group in optimizer.param_groups for name in group["names"]]
 
 
-def _frozen(model: nn.Module) -> str:
-    """Hash of the weights that are not trained."""
+def frozen_hash(model: nn.Module) -> str:
+    """Hash of the weights that are not trained, with the buffers of parts that are frozen as a whole."""
+    held: dict[str, Tensor] = {name: parameter for name, parameter in model.named_parameters()
+                               if not parameter.requires_grad}
+    for prefix, module in model.named_modules():
+        if is_frozen(module):
+            held.update(module.named_buffers(prefix))
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            digest.update(name.encode())
-            plain = parameter.detach().cpu().contiguous().reshape(-1)
-            digest.update(plain.view(torch.uint8).numpy().tobytes())
+    for name, tensor in held.items():
+        digest.update(name.encode())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer,
-                    ema: Ema | None, progress: Mapping[str, Any]) -> None:
+                    ema: Ema | None, progress: Mapping[str, Any], frozen: str | None = None) -> None:
     """Write the whole state atomically.
 
     Args:
@@ -46,6 +49,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
         optimizer: with groups from `optim.decay_groups`.
         ema: the moving average, if there is one.
         progress: JSON-able: step, epoch, settings, ...
+        frozen: the model's `frozen_hash`, where it is known already.
     """
     tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in model.named_parameters()
                                   if parameter.requires_grad}
@@ -56,13 +60,14 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
                         for key, value in state.items()})
     if ema is not None:
         tensors.update({f"ema.{name}": tensor for name, tensor in ema.shadow.items()})
-    header = {**progress, "ema_updates": ema.updates if ema is not None else None, "frozen": _frozen(model)}
+    header = {**progress, "ema_updates": ema.updates if ema is not None else None,
+              "frozen": frozen or frozen_hash(model)}
     write_tensors(path, tensors, {"training": json.dumps(header)})
 
 
 def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer,
-                    ema: Ema | None) -> dict[str, Any]:
-    """Put a saved state back into model, optimiser and average.
+                    ema: Ema | None, frozen: str | None = None) -> dict[str, Any]:
+    """Put a saved state back into model, optimiser and average; arguments as in `save_checkpoint`.
 
     Returns:
         The `progress` it was saved with.
@@ -85,7 +90,7 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
     if wrong:
         raise InputError(f"is the checkpoint of another model or settings; {len(wrong)} tensors do not fit: "
                          f"{some(wrong, 4)}", source=path)
-    if progress.get("frozen") != _frozen(model):
+    if progress.get("frozen") != (frozen or frozen_hash(model)):
         raise InputError("was made with other frozen weights: give the encoder it was begun with",
                          source=path)
     with torch.no_grad():

@@ -7,7 +7,6 @@ computed anew.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -16,22 +15,32 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..files import read_json, sha256, write_json
+from ..errors import InputError, some
+from ..files import read_json, sha256, tensor_bytes, write_json
 from ..images import preprocess
 from ..models.vit import ViT
-from .loop import autocast
+from .loop import PRECISIONS, autocast
 
 IDLE = ("num_classes", "dropout", "attn_dropout")  # fields of a ViT's config that change no feature
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 logger = logging.getLogger(__name__)
+
+
+class Images(Protocol):
+    """Pictures by number, as what a model takes."""
+
+    def __len__(self) -> int:
+        ...
+
+    def __getitem__(self, photos: Sequence[int], /) -> Tensor:
+        """The tensor of these pictures, first dimension len(photos)."""
+        ...
 
 
 class Features:
@@ -72,7 +81,7 @@ def encoder_key(encoder: ViT, dtype: str, flip: bool) -> str:
                                        sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()[:16]
 
 
@@ -88,7 +97,7 @@ def compute_features(encoder: ViT, photos: Sequence[Path], cache: str | os.PathL
         dtype: "bf16" or "fp32", of the computation (by autocast) and of the stored rows.
         flip: of the photos mirrored left to right.
         batch_size: photos encoded together.
-        progress: tqdm-like.
+        progress: tqdm-like: called with (iterable, total=, desc=).
 
     Returns:
         `Features`; row i belongs to ``photos[i]``.
@@ -96,15 +105,18 @@ def compute_features(encoder: ViT, photos: Sequence[Path], cache: str | os.PathL
     Raises:
         InputError: a photo that does not open, or a dtype that is not known.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"feature dtype {dtype!r}: give one of {', '.join(DTYPES)}")
+    if dtype not in PRECISIONS:
+        raise InputError(f"feature dtype {dtype!r}: give one of {some(PRECISIONS)}")
     folder = Path(cache) / encoder_key(encoder, dtype, flip)
     folder.mkdir(parents=True, exist_ok=True)
-    hashes = [sha256(photo) for photo in photos]
+    named: Iterable[Path] = photos
+    if progress is not None:
+        named = progress(photos, total=len(photos), desc="hashing photos")
+    hashes = [sha256(photo) for photo in named]
     shape = (encoder.config.n_tokens, encoder.config.width)
     file, index_file = folder / "rows.bin", folder / "rows.json"
     with _locked(folder / "lock"):
-        index = _read_index(index_file, file, shape[0] * shape[1] * DTYPES[dtype].itemsize)
+        index = _read_index(index_file, file, shape[0] * shape[1] * PRECISIONS[dtype].itemsize)
         missing = {digest: photo for digest, photo in zip(hashes, photos) if digest not in index}
         todo = list(missing.items())
         starts: Iterable[int] = range(0, len(todo), batch_size)
@@ -113,15 +125,20 @@ def compute_features(encoder: ViT, photos: Sequence[Path], cache: str | os.PathL
         encoder.eval()
         for number, start in enumerate(starts, 1):
             part = todo[start:start + batch_size]
-            rows = _encode(encoder, [photo for _, photo in part], flip, dtype)
+            images, _ = preprocess([photo for _, photo in part], encoder)
+            rows = _encode(encoder, images.flip(-1) if flip else images, dtype)
+            index_due = number % 16 == 0 or start + batch_size >= len(todo)
             with open(file, "r+b" if file.exists() else "wb") as opened:
                 # rows behind the index are leftovers of a run that was stopped: write over them
                 opened.seek(len(index) * rows[0].numel() * rows.element_size())
-                opened.write(rows.contiguous().view(torch.uint8).numpy().tobytes())
+                opened.write(tensor_bytes(rows))
+                if index_due:  # on disk before the index that names them, whatever happens to the machine
+                    opened.flush()
+                    os.fsync(opened.fileno())
             index.update({digest: len(index) + place for place, (digest, _) in enumerate(part)})
-            if number % 16 == 0 or start + batch_size >= len(todo):
+            if index_due:
                 write_json(index_file, index)
-    return Features(file, [index[digest] for digest in hashes], shape, DTYPES[dtype])
+    return Features(file, [index[digest] for digest in hashes], shape, PRECISIONS[dtype])
 
 
 def _read_index(index_file: Path, file: Path, row_size: int) -> dict[str, int]:
@@ -139,17 +156,35 @@ def _read_index(index_file: Path, file: Path, row_size: int) -> dict[str, int]:
 
 
 @torch.no_grad()
-def _encode(encoder: ViT, photos: list[Path], flip: bool, dtype: str) -> Tensor:
-    images, _ = preprocess(photos, encoder)
+def _encode(encoder: ViT, images: Tensor, dtype: str) -> Tensor:
     images = images.to(encoder.pos_embed.device)
-    images = images.flip(-1) if flip else images
     with autocast(images.device, dtype):
-        return encoder.encode(images).to("cpu", DTYPES[dtype])
+        return encoder.encode(images).to("cpu", PRECISIONS[dtype])
+
+
+def encode_images(encoder: ViT, images: Images, *, dtype: str = "bf16", batch_size: int = 64,
+                  progress: Callable[..., Iterable[Any]] | None = None) -> Tensor:
+    """Features of pictures that are no files, kept in memory: (n, N, D) on the CPU; see `compute_features`."""
+    starts: Iterable[int] = range(0, len(images), batch_size)
+    if progress is not None:
+        starts = progress(starts, total=-(-len(images) // batch_size), desc="encoding pictures")
+    encoder.eval()
+    return torch.cat([_encode(encoder, images[list(range(start, min(start + batch_size, len(images))))], dtype)
+                      for start in starts])
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """One process at a time fills a cache; the lock goes with the process."""
     with open(path, "w") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
+        try:
+            import fcntl
+        except ImportError:  # Windows has none
+            logger.warning("%s: this system locks no files: let one program at a time fill this folder", path.parent)
+        else:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("%s: another process is filling this folder, waiting for it", path.parent)
+                fcntl.flock(opened, fcntl.LOCK_EX)
         yield

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from ..errors import InputError, some
 from ..files import read_json, write_json, write_text
-from .checkpoint import load_checkpoint, save_checkpoint
-from .optim import Ema, decay_groups, warmup_cosine
+from .checkpoint import frozen_hash, load_checkpoint, save_checkpoint
+from .optim import Ema, decay_groups, is_frozen, warmup_cosine
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 HISTORY, CHECKPOINT, CONFIG = "history.jsonl", "checkpoint.safetensors", "config.json"
 BEST, LAST = "best.safetensors", "last.safetensors"
+FOUND = ("look",)  # keys of config.json that training found out: no settings, which a resumed run must repeat
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,16 @@ class Task(Protocol):
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of a precision."""
     dtype = PRECISIONS[precision]
-    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+    plain = dtype == torch.float32
+    return torch.autocast(device.type, dtype=None if plain else dtype, enabled=not plain)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, but for the parts that are frozen: no dropout there, and statistics that stay."""
+    model.train()
+    for module in model.modules():
+        if is_frozen(module):
+            module.eval()
 
 
 def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str],
@@ -126,12 +136,13 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
     run = Run(Path(out))
     optimizer = torch.optim.AdamW(decay_groups(model, plan.weight_decay), lr=plan.lr, betas=(0.9, 0.98))
     ema = Ema(model, plan.ema) if plan.ema else None
-    state = run.open(told, resume, lambda path: load_checkpoint(path, model, optimizer, ema))
+    frozen = frozen_hash(model)
+    state = run.open(told, resume, lambda path: load_checkpoint(path, model, optimizer, ema, frozen))
     device = next(model.parameters()).device
     total = plan.epochs * task.steps
 
     def checkpoint() -> None:
-        save_checkpoint(run.folder / CHECKPOINT, model, optimizer, ema, state)
+        save_checkpoint(run.folder / CHECKPOINT, model, optimizer, ema, state, frozen)
 
     with _sigterm_interrupts():
         while state["epoch"] < plan.epochs:
@@ -140,8 +151,9 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
             batches: Iterable[Any] = task.batches(epoch, start)
             if progress is not None:
                 batches = progress(batches, total=task.steps, initial=start, desc=f"epoch {epoch + 1}")
-            model.train()
-            whole = True  # no step is half done
+            train_mode(model)
+            whole = True  # no step has half changed the weights
+            held = [buffer.clone() for buffer in model.buffers()]  # after the last whole step
             try:
                 for batch in batches:
                     rate = plan.lr * warmup_cosine(state["step"], total, plan.warmup)
@@ -154,12 +166,14 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
                     state["step"] += 1
                     state["sum"] += loss
                     run.write({"step": state["step"], "loss": loss, "lr": rate})
+                    _copy(model.buffers(), held)
                     whole = True
                     if plan.save_every and time.monotonic() - saved > plan.save_every:
                         checkpoint()
                         saved = time.monotonic()
             except KeyboardInterrupt:
                 if whole:
+                    _copy(held, model.buffers())  # a forward pass may have moved batch norms' statistics
                     checkpoint()
                 raise
             checkpoint()  # scoring may take long, and be interrupted
@@ -189,7 +203,14 @@ def _gradients(model: nn.Module, task: Task, batch: Any, optimizer: torch.optim.
             return value
         value = math.nan
     raise InputError(f"loss or gradient is not finite at step {step + 1} (learning rate {rate:.2g}); "
-                     f"training stopped, {run.last_good()}; try a lower learning rate", source=run.folder)
+                     f"training stopped, {run.last_good()}; try a lower learning rate in another --out",
+                     source=run.folder)
+
+
+def _copy(sources: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
+    """Each of these tensors into its place."""
+    for source, target in zip(sources, targets):
+        target.copy_(source)
 
 
 def _score(model: nn.Module, task: Task, ema: Ema | None, run: "Run",
@@ -223,7 +244,11 @@ class Run:
         self.folder = folder
 
     def check(self, resume: bool) -> None:
-        """Raise InputError unless a run is there just if one is to be resumed (to ask before long work)."""
+        """Raise InputError unless a run is there just if one is to be resumed (to ask before long work), or
+        where no folder can be made."""
+        nearest = next((path for path in (self.folder, *self.folder.parents) if path.exists()), None)
+        if nearest is not None and not nearest.is_dir():
+            raise InputError("is a file, a run needs a folder: give another --out", source=nearest)
         there = (self.folder / CHECKPOINT).exists() or (self.folder / HISTORY).exists()
         if resume and not there:
             raise InputError("nothing to resume: no checkpoint here", source=self.folder)
@@ -239,7 +264,7 @@ class Run:
             before = read_json(self.folder / CONFIG)
             now = json.loads(json.dumps(dict(settings)))
             differ = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in sorted({*before, *now})
-                      if before.get(key) != now.get(key)]
+                      if before.get(key) != now.get(key) and key not in FOUND]
             if differ:
                 raise InputError(f"cannot resume with other settings: {some(differ, 4)}", source=self.folder)
         if resume:
@@ -251,6 +276,8 @@ class Run:
             write_text(self.folder / HISTORY, "")
             return fresh
         state = restore(self.folder / CHECKPOINT)
+        if not (self.folder / CONFIG).exists():
+            write_json(self.folder / CONFIG, dict(settings))
         kept = [row for row in read_history(self.folder) if row["step"] <= state["step"]
                 and row.get("epoch", 0) <= state["epoch"]]
         write_text(self.folder / HISTORY, "".join(json.dumps(row) + "\n" for row in kept))
@@ -268,6 +295,11 @@ class Run:
         """Append a row to the history."""
         with open(self.folder / HISTORY, "a", encoding="utf-8") as opened:
             opened.write(json.dumps(dict(row)) + "\n")
+
+    def note(self, key: str, value: Any) -> None:
+        """Write down in config.json what training found out, under one of the keys `FOUND`."""
+        assert key in FOUND
+        write_json(self.folder / CONFIG, {**read_json(self.folder / CONFIG), key: value})
 
     def last_good(self) -> str:
         """Where the last checkpoint is, in words."""
