@@ -58,7 +58,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_argument("--norm", choices=("pre", "post"), default="pre")
     model.add_argument("--positions", choices=("learned", "sinusoidal"), default="learned")
     model.add_argument("--tied", action=argparse.BooleanOptionalAction, default=True, help="head = word table")
-    model.add_argument("--dropout", type=float, default=0.2)
+    model.add_argument("--dropout", type=float, default=0.3)
     words = parser.add_argument_group("words")
     words.add_argument("--tokenizer", type=Path, help="a tokenizer.json; without it one is trained on the captions")
     words.add_argument("--pieces", choices=("word", "bpe"), default="word", help="what is trained")
@@ -66,7 +66,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     words.add_argument("--min-count", type=int, default=5, help="rarer words are unknown")
     words.add_argument("--max-len", type=int, default=30, help="longest caption, end token counted")
     train = parser.add_argument_group("training")
-    train.add_argument("--epochs", type=int, default=12)
+    train.add_argument("--epochs", type=int, default=10)
     train.add_argument("--batch-size", type=int, default=160, help="captions in a batch")
     train.add_argument("--refs", type=int, default=5, help="captions of a picture in a batch; they share its memory")
     train.add_argument("--lr", type=float, default=1e-3)
@@ -77,7 +77,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     train.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights; 0 = none")
     train.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=None,
                        help="with --freeze-encoder: also features of the mirrored photos (None = then on)")
-    train.add_argument("--drop-tokens", type=float, default=0.0, help="share of visual tokens hidden in training")
+    train.add_argument("--drop-tokens", type=float, default=0.2, help="share of visual tokens hidden in training")
+    train.add_argument("--drop-words", type=float, default=0.1, help="share of read words made unknown in training")
     train.add_argument("--beams", type=int, default=3, help="of validation captions")
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -100,8 +101,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give {least} or more")
     if args.batch_size < args.refs:
         raise InputError(f"--batch-size {args.batch_size} must hold at least the --refs {args.refs} of one picture")
-    if not 0 <= args.drop_tokens < 1 or not 0 <= args.dropout < 1 or not 0 <= args.smoothing < 1:
-        raise InputError("--drop-tokens, --dropout and --smoothing lie between 0 and 1")
+    for name in ("dropout", "smoothing", "drop_tokens", "drop_words"):
+        if not 0 <= getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give 0 or more, less than 1")
     return args
 
 
@@ -217,7 +219,7 @@ def main(argv: Sequence[str] | None) -> None:
         captioner, images, list(data.captions.values()), val_images, val_data.captions,
         remember=captioning.from_features if args.freeze_encoder else Captioner.encode, batch_size=args.batch_size,
         refs=args.refs, smoothing=args.smoothing, seed=args.seed, views=2 if args.mirror else 1,
-        drop_tokens=args.drop_tokens, beams=args.beams, max_len=args.max_len,
+        drop_tokens=args.drop_tokens, drop_words=args.drop_words, beams=args.beams, max_len=args.max_len,
         workers=args.workers if isinstance(images, captioning.Photos) else 0,
         notes={"data": str(args.captions or "scenes")}, progress=programs.progress)
     report_start(args, captioner, len(data.captions), task.cut)

@@ -269,6 +269,26 @@ def test_dropped_tokens_are_hidden_from_the_decoder() -> None:
     assert seen.masks and all(mask is None for mask in seen.masks)
 
 
+def test_dropped_words_are_unknown_but_never_the_first() -> None:
+    model = tiny_run.captioner()
+    assert model.tokenizer is not None
+    task = tiny_run.task(model, pictures=40, drop_tokens=0.0, drop_words=0.4, batch_size=80)
+    batch = batches(task)[0]
+    seen: list[Tensor] = []
+    model.decoder.embed.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        task.loss(model, batch)
+    hidden = seen[0] != batch.ids
+    assert not hidden[:, 0].any() and 0.3 < hidden[:, 1:].float().mean() < 0.5
+    assert (seen[0][hidden] == model.tokenizer.unk_id).all()
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+    seen.clear()
+    with torch.no_grad():
+        task.evaluate(model)
+    assert seen[0].tolist()[0][1] != model.tokenizer.unk_id  # nothing is dropped in validation
+
+
 def test_nothing_is_dropped_by_default() -> None:
     model = tiny_run.captioner()
     task = tiny_run.task(model, drop_tokens=0.0)

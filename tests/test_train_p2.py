@@ -398,8 +398,8 @@ def test_a_folder_that_holds_a_run(data: Path, frozen: Path, capsys: pytest.Capt
     assert "already holds a run: give --resume" in mistake(options(data, frozen), capsys)
     monkeypatch.undo()
     with pytest.raises(InputError, match="lr was 0.003, is 0.004") as raised:
-        train(data, frozen, resume=True, lr=0.004, dropout=0.3)
-    assert "dropout was 0.2, is 0.3" in str(raised.value) and str(frozen) in str(raised.value)
+        train(data, frozen, resume=True, lr=0.004, dropout=0.4)
+    assert "dropout was 0.3, is 0.4" in str(raised.value) and str(frozen) in str(raised.value)
     assert {file.name: file.read_bytes() for file in frozen.iterdir()} == before
 
 

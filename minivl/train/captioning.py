@@ -152,6 +152,8 @@ class CaptionTask:
         seed: of order and choice.
         views: versions of each picture in `images`.
         drop_tokens: probability with which a token of the memory is hidden from the decoder in training.
+        drop_words: probability with which a word the decoder has read is made unknown in training, so that
+            it looks at the picture more than at its own words (Bowman et al. 2016, section 3.1).
         beams: of the validation captions.
         max_len: longest caption, <EOS> counted.
         workers: processes that read pictures.
@@ -162,7 +164,7 @@ class CaptionTask:
     def __init__(self, model: Captioner, images: Images, captions: Sequence[Sequence[str]],
                  val_images: Images, val_captions: Mapping[str, Sequence[str]], *,
                  remember: Callable[[Captioner, Tensor], Memory], batch_size: int = 64, refs: int = 1,
-                 smoothing: float = 0.0, seed: int = 0, views: int = 1, drop_tokens: float = 0.0,
+                 smoothing: float = 0.0, seed: int = 0, views: int = 1, drop_tokens: float = 0.0, drop_words: float = 0.0,
                  beams: int = 3, max_len: int = 30, workers: int = 0, notes: Mapping[str, Any] | None = None,
                  progress: Callable[..., Iterable[Any]] | None = None) -> None:
         tokenizer = model.tokenizer
@@ -184,7 +186,8 @@ class CaptionTask:
         self._val_sequences = [encode_captions(list(told), tokenizer, max_len)
                                for told in val_captions.values()]
         self._remember, self._refs, self._smoothing, self._seed = remember, refs, smoothing, seed
-        self._views, self._drop_tokens = views, drop_tokens
+        self._views, self._drop_tokens, self._drop_words = views, drop_tokens, drop_words
+        self._unknown = tokenizer.pad_id if tokenizer.unk_id is None else tokenizer.unk_id
         self._beams, self._max_len, self._workers = beams, max_len, workers
         self._notes, self._progress = dict(notes or {}), progress
         self._pad_id = model.config.decoder.pad_id
@@ -225,6 +228,10 @@ class CaptionTask:
         if self._drop_tokens:
             drawn = torch.rand(memory.tokens.shape[:2], device=memory.tokens.device)  # (B, N)
             memory = memory._replace(mask=drawn >= self._drop_tokens)
+        if self._drop_words:
+            hidden = torch.rand(batch.ids.shape) < self._drop_words
+            hidden[:, 0] = False  # <BOS> is no word
+            batch = batch._replace(ids=batch.ids.masked_fill(hidden, self._unknown))
         return _cross_entropy(model, memory, batch, self._smoothing)
 
     def _memory(self, model: Captioner, batch: Batch) -> Memory:
