@@ -119,7 +119,7 @@ def build_encoder(args: argparse.Namespace) -> ViT:
     else:
         loaded = minivl.load(args.encoder, num_classes=0)  # refuses a captioner
         assert isinstance(loaded, ViT)
-        encoder = loaded
+        encoder = loaded.float()  # whatever it is stored in
     if encoder.preprocessing is None:
         raise InputError("its preprocessing is unknown: name the file after a preset", source=args.encoder)
     encoder.preprocessing = replace(encoder.preprocessing, mode=args.fit)

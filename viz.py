@@ -32,6 +32,7 @@ from minivl.plotting.figure import save_figure
 from minivl.plotting.history import history_plot
 from minivl.plotting.sheet import panel_size
 from minivl.text.tokenizer import Tokenizer
+from minivl.train.looks import noted_look
 from minivl.train.loop import autocast, read_history
 
 SHIPPED = "scenes-captioner"
@@ -179,7 +180,7 @@ def load(weights: str, out: Path, device: torch.device) -> Model:
     """A model that pictures can be made with; `out` is checked, too, before anything is computed."""
     if out.exists() and not out.is_dir():
         raise InputError("--out is a file, a folder is needed", source=out)
-    model = minivl.load(weights).to(device)
+    model = minivl.load(weights).to(device).float()  # programs compute in float32, or by autocast
     if model.preprocessing is None:
         raise InputError("its preprocessing is unknown, so photos cannot be given to it: name the file after "
                          "a preset, or save it with minivl.save", source=weights)
@@ -218,7 +219,7 @@ def look_of(captioner: Captioner, weights: str, layer: int | None,
     Raises:
         InputError: a layer or head that is not there.
     """
-    noted = captioner.notes.get("look") or {}
+    noted = noted_look(captioner, weights) if captioner.notes.get("look") else {}
     asked = "--layer, --heads:" if layer is not None or heads is not None else f"{weights}: notes, look:"
     if heads is None:
         there = noted.get("heads", "mean") if layer is None else "mean"

@@ -47,7 +47,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None) -> None:
     args = parse(argv)
     device = programs.device_of(args.device)
-    captioner = minivl.load(args.weights).to(device)
+    captioner = minivl.load(args.weights).to(device).float()
     if not isinstance(captioner, Captioner) or captioner.tokenizer is None:
         raise InputError("is no captioner with a tokenizer", source=args.weights)
     look = noted_look(captioner, args.weights)

@@ -150,7 +150,7 @@ def _own(state: dict[str, Tensor], header_text: str, path: Path, verify: bool) -
     try:
         header = json.loads(header_text)
         if header["format"] != FORMAT:
-            raise InputError(f"is of format {header['format']}, this version reads {FORMAT}", source=path)
+            raise InputError(f"is of format {header['format']!r}, this version reads {FORMAT}", source=path)
         settings = header["preprocessing"]
         preprocessing = None if settings is None else Preprocessing.from_dict(settings)
         config = header["config"]
@@ -167,11 +167,11 @@ def _own(state: dict[str, Tensor], header_text: str, path: Path, verify: bool) -
                 tokenizer=tokenizer, preprocessing=preprocessing, notes=header["notes"])
         else:
             raise InputError(f"holds a {header['kind']!r}, which this version does not know", source=path)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"its minivl header is damaged ({type(error).__name__}: {error})",
-                         source=path) from None
     except InputError as error:
         raise InputError(str(error), source=path) from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(f"its minivl header is damaged ({type(error).__name__}: {error})",
+                         source=path) from None
     if verify and _digest(state, header) != header.get("sha256"):
         raise InputError("its sha256 is not that of its content: the file was changed after it was saved",
                          source=path)
@@ -188,6 +188,8 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, *, rules: 
 
 def _replace_head(model: ViT, num_classes: int) -> None:
     """No head, or a random one of another size; the latter is reported, because the trained one is gone."""
+    if not isinstance(num_classes, int) or num_classes < 0:
+        raise InputError(f"num_classes={num_classes!r}: give a whole number, 0 for no head")
     if num_classes == model.config.num_classes:
         return
     if num_classes:

@@ -79,8 +79,9 @@ def beam_search(decode: Steps, prompt: Tensor, *, eos_id: int, beams: int = 3, m
     Raises:
         InputError: an argument out of range, or log-probabilities that are nan.
     """
-    if beams < 1 or max_len < 1:
-        raise InputError(f"beams={beams}, max_len={max_len}: both must be at least 1")
+    for name, value in (("beams", beams), ("max_len", max_len), ("n_best", n_best)):
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}={value!r}: give a whole number, at least 1")
     if not 1 <= n_best <= beams:
         raise InputError(f"n_best={n_best} must lie between 1 and beams={beams}")
     if normalise not in NORMALISATIONS:

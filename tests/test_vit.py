@@ -10,6 +10,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 import minivl
+from minivl import InputError
 from minivl.convert import table
 from minivl.convert.timm import TABLE
 from minivl.models.presets import PRESETS
@@ -166,3 +167,21 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(model(images), model(images))
     model.train()
     assert not torch.equal(model(images), model(images))
+
+
+def test_inputs_of_the_wrong_kind_are_told_so() -> None:
+    model = randomise(minivl.create("vit_tiny_patch16_224", image_size=32, depth=1)).eval()
+    images = torch.rand(1, 3, 32, 32)
+    for wrong, match in ((images.numpy(), "ndarray"), (images.half(), "float16"), ((images * 255).byte(), "uint8")):
+        with pytest.raises(InputError, match=match):
+            model(wrong)
+    with pytest.raises(InputError, match="AttnRecord"):
+        model(images, attn=True)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(images.bfloat16()).isfinite().all()
+
+
+@pytest.mark.parametrize(("field", "value"), [("eps", "x"), ("eps", 0), ("dropout", 1.0), ("attn_dropout", -1)])
+def test_rates_out_of_range(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=field):
+        minivl.create("vit_tiny_patch16_224", image_size=32, depth=1, **{field: value})

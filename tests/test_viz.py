@@ -147,8 +147,9 @@ def test_look_comes_from_options_then_notes_then_the_last_layer() -> None:
     assert viz.look_of(noted, "w", None, (1,)) == (1, (1,))
     assert viz.look_of(noted, "w", -3, "mean") == (0, "mean")
     assert viz.look_of(captioner(), "w", None, None) == (2, "mean")
-    with pytest.raises(InputError, match="w: notes, look: head 4: there are 4"):
-        viz.look_of(captioner(notes={"look": {"layer": 1, "heads": [4]}}), "w", None, None)
+    for look in ({"layer": 1, "heads": [4]}, {"layer": "a"}, {"layer": 1, "heads": []}, [1], 5):
+        with pytest.raises(InputError, match="^w: these weights note .* there are 3 layers and 4 heads"):
+            viz.look_of(captioner(notes={"look": look}), "w", None, None)
 
 
 def test_scenes_are_drawn_without_photos(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],

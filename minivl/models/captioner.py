@@ -227,6 +227,8 @@ class Captioner(nn.Module):
                 a list is needed.
         """
         decoder = self.config.decoder
+        if isinstance(beams, int) and beams > decoder.vocab_size:
+            raise InputError(f"beams={beams}: the vocabulary has only {decoder.vocab_size} entries")
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
         if not isinstance(images, (Tensor, Memory, Sequence)) or isinstance(images, str):

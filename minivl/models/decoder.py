@@ -18,7 +18,7 @@ from ..nn.attention import KVCache
 from ..nn.blocks import DecoderBlock
 from ..nn.embed import sinusoids
 from ..nn.record import AttnRecord, want
-from .vit import check_sizes
+from .vit import check_rates, check_sizes
 
 
 class Memory(NamedTuple):
@@ -82,6 +82,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self, "vocab_size", "width", "depth", "num_heads", "mlp_dim", "max_len")
+        check_rates(self)
         if self.norm not in ("pre", "post"):
             raise InputError(f'norm={self.norm!r}: give "pre" or "post"')
         if self.positions not in ("learned", "sinusoidal"):

@@ -24,6 +24,14 @@ def check_sizes(config: Any, *names: str) -> None:
             raise InputError(f"{name}={value!r}: give a positive whole number")
 
 
+def check_rates(config: Any) -> None:
+    """Raise InputError unless eps is positive and the dropouts are probabilities below 1."""
+    for name, low, high in (("eps", 1e-30, 1.0), ("dropout", 0.0, 0.999), ("attn_dropout", 0.0, 0.999)):
+        value = getattr(config, name)
+        if not isinstance(value, (int, float)) or not low <= value <= high:
+            raise InputError(f"{name}={value!r}: give a number from {low:g} to {high:g}")
+
+
 @dataclass(frozen=True)
 class ViTConfig:
     """Everything that fixes a ViT's shapes and arithmetic.
@@ -65,6 +73,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self, "width", "depth", "num_heads", "mlp_dim", "in_channels")
+        check_rates(self)
         if not isinstance(self.num_classes, int) or self.num_classes < 0:
             raise InputError(f"num_classes={self.num_classes!r}: give a whole number, 0 for no head")
         for name in ("image_size", "patch_size"):
@@ -203,6 +212,12 @@ class ViT(nn.Module):
     def check(self, images: Tensor) -> None:
         """Raise InputError unless images is (B, C, H, W) of the configured size."""
         expected = (self.config.in_channels, *self.config.image_size)
+        if not isinstance(images, Tensor):
+            raise InputError(f"images is a {type(images).__name__}: give a tensor; minivl.preprocess(photos, model) "
+                             "makes one")
+        if images.dtype != self.pos_embed.dtype and not torch.is_autocast_enabled(images.device.type):
+            raise InputError(f"images are {images.dtype}, the weights {self.pos_embed.dtype}: use model.float(), or "
+                             "images.to() the type of the weights")
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise InputError(f"images of shape {tuple(images.shape)}: this model takes (B, {expected[0]}, "
                              f"{expected[1]}, {expected[2]}); minivl.preprocess(images, model) makes such")

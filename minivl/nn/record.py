@@ -193,6 +193,8 @@ def filling(record: AttnRecord | None, available: Mapping[str, Site], batch: int
     if record is None:
         yield
         return
+    if not isinstance(record, AttnRecord):
+        raise InputError(f"attn={record!r}: give an AttnRecord, which says what to record, or None")
     record.open(available, batch, device)  # a refused record is left as it was
     try:
         yield

@@ -164,8 +164,9 @@ class CaptionTask:
     def __init__(self, model: Captioner, images: Images, captions: Sequence[Sequence[str]],
                  val_images: Images, val_captions: Mapping[str, Sequence[str]], *,
                  remember: Callable[[Captioner, Tensor], Memory], batch_size: int = 64, refs: int = 1,
-                 smoothing: float = 0.0, seed: int = 0, views: int = 1, drop_tokens: float = 0.0, drop_words: float = 0.0,
-                 beams: int = 3, max_len: int = 30, workers: int = 0, notes: Mapping[str, Any] | None = None,
+                 smoothing: float = 0.0, seed: int = 0, views: int = 1, drop_tokens: float = 0.0,
+                 drop_words: float = 0.0, beams: int = 3, max_len: int = 30, workers: int = 0,
+                 notes: Mapping[str, Any] | None = None,
                  progress: Callable[..., Iterable[Any]] | None = None) -> None:
         tokenizer = model.tokenizer
         if tokenizer is None:
