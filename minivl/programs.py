@@ -23,11 +23,20 @@ from .files import read_json
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Every option with its default, unless that says nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.required:
+            return action.help
+        return super()._get_help_string(action) if action.help else "%(default)s"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with the options every program has."""
 
     def __init__(self, doc: str | None, **options: Any) -> None:
-        super().__init__(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        super().__init__(description=doc, formatter_class=_Help,
                          allow_abbrev=False, **options)
 
     def add_common(self, precision: str = "fp32", idle: Sequence[str] = ()) -> None:
