@@ -160,6 +160,10 @@ def load_photos(args: argparse.Namespace) -> tuple[Data, Data]:
     sets = (read_captions(args.captions, split=args.split), read_captions(args.val_captions, split=args.val_split))
     for one in sets:
         one.check_images(args.images)
+    try:  # before features take long
+        captioning.check_references(sets[1].captions)
+    except InputError as error:
+        raise InputError(f"--val-captions {args.val_captions}: {error}") from None
     train, val = (Data([args.images / name for name in one.images], one.captions) for one in sets)
     return train, val
 

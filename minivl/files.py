@@ -84,7 +84,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """The value of a JSON file.
 
     Raises:
-        InputError: no such file, not UTF-8 text, or not JSON (with line and column).
+        InputError: no such file, not UTF-8 text, not JSON (with line and column), or JSON that Python cannot
+            hold (nested too deep, a number of thousands of digits).
     """
     file = existing_file(path)
     try:
@@ -94,6 +95,25 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     except json.JSONDecodeError as error:
         raise InputError(f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}",
                          source=file) from None
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"is no JSON that can be read: {error}", source=file) from None
+
+
+@contextlib.contextmanager
+def undamaged(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within the block, what does not have the form that we wrote it in is damage of this file.
+
+    Raises:
+        InputError: in place of the error of a missing key, a wrong type or a value that cannot be.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"is damaged: {error} is missing", source=path) from None
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise InputError(f"is damaged: {error}", source=path) from None
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor],
@@ -104,10 +124,16 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tens
         path: the file.
         tensors: name -> tensor, any device; copied to the CPU and stored contiguous.
         header: the ``__metadata__`` of the file.
+
+    Raises:
+        OSError: it cannot be written (a full disk, say); nothing is left behind.
     """
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(stored, temporary, metadata=dict(header or {}))
+        try:
+            save_file(stored, temporary, metadata=dict(header or {}))
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({error})") from None
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -104,7 +104,7 @@ def test_karpathy_splits_are_named(tmp_path: Path) -> None:
 TOKENS = "b.jpg#0\tA dog , running .\nb.jpg#1\tTwo #1 dogs\n\na.jpg.1#0\tüber\u2028x\nb.jpg#4\ta, \"b\" | c\n"
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_flickr_tokens(tmp_path: Path, end: str) -> None:
     read = read_captions(write(tmp_path, TOKENS.replace("\n", end), "Flickr8k.token.txt"))
     assert read.images == ("b.jpg", "a.jpg.1")
@@ -131,9 +131,9 @@ def test_a_bar_in_a_comment_is_kept(tmp_path: Path) -> None:
     assert read_captions(write(tmp_path, text, "r.csv")).captions == {"a.jpg": ("left | right",)}
 
 
-def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
-    read = read_captions(write(tmp_path, "a.jpg#0\tone\rtwo\x85three\x0bfour\na.jpg#1\tlast", "t"))
-    assert read.captions == {"a.jpg": ("one\rtwo\x85three\x0bfour", "last")}
+def test_separators_of_unicode_end_no_line(tmp_path: Path) -> None:
+    read = read_captions(write(tmp_path, "a.jpg#0\tone\u2028two\x85three\x0bfour\na.jpg#1\tlast", "t"))
+    assert read.captions == {"a.jpg": ("one\u2028two\x85three\x0bfour", "last")}
 
 
 def changed(data: dict[str, Any], *path: Any, to: Any = None) -> dict[str, Any]:
@@ -165,6 +165,8 @@ def changed(data: dict[str, Any], *path: Any, to: Any = None) -> dict[str, Any]:
     (changed(COCO, "annotations", 1, "image_id", to=[30]), r"'image_id' is a list, a number"),
     (changed(COCO, "annotations", 1, "caption", to=...), r"annotations\[1\] has no 'caption' .*id, image_id"),
     (changed(COCO, "annotations", 1, "caption", to=" \n"), r"\[1\]: the caption of c.jpg is empty"),
+    (changed(COCO, "annotations", 1, "caption", to="a \ud83d"),
+     r"annotations\[1\]: the caption of c.jpg has half a character .*'a .ud83d'"),
     (changed(COCO, "annotations", 1, "caption", to=["a"]), r"annotations\[1\]: .* is a list, a string"),
     (changed(COCO, "annotations", 1, "id", to=5), r"annotations\[3\] repeats the id 5 of annotations\[1\]"),
     (changed(COCO, "annotations", 1, to="a dog"), r"annotations\[1\] is the string 'a dog', an object"),
@@ -196,6 +198,7 @@ def test_faults_in_json(tmp_path: Path, data: Any, words: str) -> None:
     ("", "is empty"),
     ("\n \n", "is empty"),
     ("image,caption\n", "has no images"),
+    ("a.jpg#0\tone\rtwo\n", "line 2 is no"),
     ("just some text\n", "line 1 is no 'name.jpg#0<TAB>caption': 'just some text'"),
     ("a.jpg#0\tdog\na.jpg#1 cat\n", "line 2 is no"),
     ("a.jpg#0\tdog\n\nb.jpg#x\tcat\n", "line 3 is no"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_run
@@ -178,3 +181,50 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(path, model, adamw(model), None, {"step": 0})
     path.write_bytes(path.read_bytes()[:-50])
     assert "not a whole safetensors file" in wrong(path, model, None)
+
+
+def damaged(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], object]) -> str:
+    """The refusal of a checkpoint of one step in which something was changed."""
+    model = tiny_run.captioner()
+    optimizer, ema = adamw(model), Ema(model, 0.9)
+    steps(model, optimizer, ema, 0, 1)
+    save_checkpoint(path, model, optimizer, ema, {"step": 1})
+    tensors, header = read_tensors(path)
+    told = json.loads(header["training"])
+    change(tensors, told)
+    write_tensors(path, tensors, {"training": json.dumps(told)})
+    return wrong(path, model, ema)
+
+
+@pytest.mark.parametrize("key", ["step", "exp_avg", "exp_avg_sq"])
+def test_missing_moments_are_damage(tmp_path: Path, key: str) -> None:
+    name = f"optimizer.{key}.proj.weight"
+    path = tmp_path / "c.safetensors"
+    for change in (lambda tensors, told: tensors.pop(name),
+                   lambda tensors, told: tensors.update({name: torch.zeros(3)}),
+                   lambda tensors, told: tensors.update({name: tensors[name] * torch.nan})):
+        assert f"is damaged: the optimiser's {key} of proj.weight" in damaged(path, change)
+
+
+def without(tensors: dict[str, torch.Tensor], ends: str) -> None:
+    for name in [name for name in tensors if name.startswith("optimizer.") and name.endswith(ends)]:
+        del tensors[name]
+
+
+@pytest.mark.parametrize("change", [
+    lambda tensors, told: without(tensors, ""), lambda tensors, told: without(tensors, "proj.weight"),
+    lambda tensors, told: (without(tensors, ""), told.pop("moments")),
+    lambda tensors, told: tensors.update({"optimizer.exp_avg.nowhere": torch.zeros(2)}),
+    lambda tensors, told: tensors.update({"optimizer.x": torch.zeros(2)}),
+    lambda tensors, told: told.pop("step"), lambda tensors, told: told.update(step="1"),
+    lambda tensors, told: told.update(moments=3), lambda tensors, told: told.update(moments=["nowhere"]),
+    lambda tensors, told: told.pop("ema_updates"), lambda tensors, told: told.update(ema_updates=None)])
+def test_other_damage(tmp_path: Path, change: Any) -> None:
+    assert "is damaged: " in damaged(tmp_path / "c.safetensors", change)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000, "null"])
+def test_a_header_that_is_no_object(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.safetensors"
+    write_tensors(path, {"x": torch.zeros(2)}, {"training": text})
+    assert "is damaged: " in wrong(path, tiny_run.captioner(), None)

@@ -203,3 +203,30 @@ def test_an_error_is_one_line_that_names_its_source() -> None:
 def test_some_names() -> None:
     assert some(range(3)) == "0, 1, 2" and some([]) == "" and some("abcd", 2) == "a, b and 2 more"
     assert some(iter("abc"), 3) == "a, b, c"
+
+
+def test_a_full_disk_while_saving_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise files.safetensors.SafetensorError("No space left on device")
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(OSError, match=r"a\.safetensors: cannot be written .*No space left"):
+        files.write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "1" * 5000])
+def test_json_that_python_cannot_hold(tmp_path: Path, content: str) -> None:
+    (tmp_path / "v.json").write_text(content)
+    with pytest.raises(InputError, match="v.json: is no JSON that can be read"):
+        files.read_json(tmp_path / "v.json")
+
+
+def test_what_has_not_its_form_is_damage() -> None:
+    for wrong in (lambda: {}["x"], lambda: [][0], lambda: None.x, lambda: int("x"), lambda: 1 + "x"):
+        with pytest.raises(InputError, match="^run/file: is damaged: ") as raised:
+            with files.undamaged("run/file"):
+                wrong()
+        assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match="^other$"), files.undamaged("run/file"):
+        raise InputError("other")

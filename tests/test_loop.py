@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from minivl.errors import InputError
-from minivl.files import read_tensors
+from minivl.files import read_tensors, write_tensors
 from minivl.loading import load
 from minivl.train import checkpoint, loop
-from minivl.train.loop import Plan, fit, read_history
+from minivl.train.loop import Plan, Run, fit, read_history
 from minivl.train.optim import Ema, decay_groups, warmup_cosine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -624,3 +624,97 @@ def test_progress_is_told_where_it_stands(tmp_path: Path) -> None:
         list(fit(Line(), stopping, plan, out=tmp_path, settings={}))
     list(fit(Line(), LineTask(), plan, out=tmp_path, settings={}, resume=True, progress=progress))
     assert told == [{"total": 4, "initial": 2, "desc": "epoch 1"}]
+
+
+# -- damaged folders -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("line", ["[1]", "5", '{"loss": 1}', '{"step": "1"}', "\x00", "[" * 5000])
+def test_a_damaged_line_of_the_history_is_named(line: str, tmp_path: Path) -> None:
+    good = '{"step": 1, "loss": 2.0, "note": "a\u2028b"}'
+    (tmp_path / "history.jsonl").write_text(f"{good}\n{line}\n{good}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="history.jsonl: line 2 "):
+        read_history(tmp_path)
+    (tmp_path / "history.jsonl").write_text(f"{good}\n\n{good}\n{line}", encoding="utf-8")  # cut at the end: left out
+    assert [row["step"] for row in read_history(tmp_path)] == [1, 1]
+
+
+def test_weights_without_a_checkpoint_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "history.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    (tmp_path / "last.safetensors").write_bytes(b"weights")
+    with pytest.raises(InputError, match="no checkpoint.safetensors"):
+        Run(tmp_path).check(resume=True)
+
+
+@pytest.mark.parametrize("saved", [{}, {"step": "3"}, {"step": -1, "epoch": 0, "sum": 0, "best": None, "seconds": 0},
+                                   {"step": 1, "epoch": 0, "sum": "x", "best": None, "seconds": 0}])
+def test_a_damaged_checkpoint_is_one_line(saved: dict[str, object], tmp_path: Path) -> None:
+    for name in ("history.jsonl", "checkpoint.safetensors"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(InputError, match="checkpoint.safetensors: is damaged"):
+        Run(tmp_path).open({}, True, lambda path: saved)
+
+
+@pytest.mark.parametrize("line", ["null", '{"step": true}', '{"step": 1, "epoch": "1"}', '{"step": 1.5}', "\udcff"])
+def test_other_damaged_lines(line: str, tmp_path: Path) -> None:
+    text = f'{{"step": 1}}\n \n{line}\n{{"step": 2}}\n'
+    (tmp_path / "history.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match="history.jsonl: line 3 "):
+        read_history(tmp_path)
+
+
+def lost(folder: Path, *names: str) -> None:
+    list(fit(Line(), LineTask(), LINE, out=folder, settings={"kind": "line"}))
+    for name in names:
+        (folder / name).unlink()
+
+
+def test_a_lost_checkpoint_is_no_reason_to_begin_again(tmp_path: Path) -> None:
+    lost(tmp_path, loop.CHECKPOINT)
+    history = (tmp_path / loop.HISTORY).read_bytes()
+    with pytest.raises(InputError, match="its checkpoint is missing"):
+        list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}, resume=True))
+    assert (tmp_path / loop.HISTORY).read_bytes() == history
+    (tmp_path / loop.HISTORY).write_text('{"step": 1, "loss": 2.0}\n')  # killed in its first epoch
+    assert len(list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}, resume=True))) == 4
+
+
+def test_settings_are_held_against_the_checkpoint_too(tmp_path: Path) -> None:
+    lost(tmp_path, loop.CONFIG)
+    for plan, kind, told in ((replace(LINE, lr=0.2), "line", "lr was 0.1, is 0.2"),
+                             (LINE, "curve", "kind was 'line', is 'curve'")):
+        with pytest.raises(InputError, match=told):
+            list(fit(Line(), LineTask(), plan, out=tmp_path, settings={"kind": kind}, resume=True))
+    assert not (tmp_path / loop.CONFIG).exists()
+
+
+def test_a_config_that_is_no_object(tmp_path: Path) -> None:
+    lost(tmp_path)
+    (tmp_path / loop.CONFIG).write_text("[1]")
+    with pytest.raises(InputError, match="config.json: is damaged"):
+        list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}, resume=True))
+
+
+@pytest.mark.parametrize("changes", [{"step": 3}, {"step": 17}, {"step": True}, {"best": "x"}, {"sum": None},
+                                     {"settings": 5}])
+def test_progress_that_cannot_be(tmp_path: Path, changes: dict[str, Any]) -> None:
+    lost(tmp_path)
+    path = tmp_path / loop.CHECKPOINT
+    tensors, header = read_tensors(path)
+    write_tensors(path, tensors, {"training": json.dumps({**json.loads(header["training"]), "epoch": 3, **changes})})
+    with pytest.raises(InputError, match="checkpoint.safetensors: is damaged: "):
+        list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}, resume=True))
+
+
+@pytest.mark.parametrize("name", ["link", "link/run", "x" * 300, "/proc/nowhere/run"])
+def test_a_folder_that_cannot_be_made(tmp_path: Path, name: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no run can be written here .*give another --out"):
+        loop.Run(tmp_path / name).check(resume=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["link"]
+
+
+def test_what_a_plan_allows_is_told() -> None:
+    for changes, told in (({"lr": -1.0}, "lr=-1.0: give a number from 0 up"), ({"epochs": 0}, "from 1 up"),
+                          ({"ema": 2.0}, "ema=2.0: give a number from 0 to 1")):
+        with pytest.raises(InputError, match=told):
+            replace(QUICK, **changes)

@@ -332,7 +332,8 @@ def mistake(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ({"heads": 3}, "3"), ({"norm": "both"}, "--norm"), ({"dropout": 1.0}, "--dropout"),
     ({"dropout": "nan"}, "--dropout"), ({"smoothing": -0.1}, "--smoothing"),
     ({"drop_tokens": 1}, "--drop-tokens"), ({"epochs": 0}, "epochs=0"),
-    ({"epochs": "two"}, "--epochs"), ({"lr": -1}, "lr=-1"), ({"lr": "nan"}, "lr=nan"), ({"ema": 2}, "ema=2"),
+    ({"epochs": "two"}, "--epochs"), ({"lr": -1}, "lr=-1.0: give a number from 0 up"),
+    ({"lr": "nan"}, "lr=nan"), ({"ema": 2}, "ema=2"),
     ({"warmup": -1}, "warmup=-1"), ({"clip": -1}, "clip=-1"), ({"weight_decay": -1}, "weight_decay=-1"),
     ({"batch_size": 1}, "--batch-size 1"), ({"batch_size": 0, "refs": 0}, "--refs 0"),
     ({"beams": 0}, "--beams 0"), ({"max_len": 0}, "--max-len 0"), ({"min_count": 0}, "--min-count 0"),
@@ -370,7 +371,14 @@ def test_mistakes_in_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "lost.jpg" in line(captions=bad)
     bad.write_text(json.dumps({**told, "images": told["images"][:1], "annotations": [
         one for one in told["annotations"] if one["image_id"] == 0]}))
-    assert "1 validation" in line(val_captions=bad, freeze_encoder=None)
+    assert "1 validation" in line(val_captions=bad)
+    whole = json.loads((data / "val.json").read_text())
+    for annotation in whole["annotations"]:
+        if annotation["image_id"] == 1:
+            annotation["caption"] = "犬が走る"
+    bad.write_text(json.dumps(whole))
+    refusal = line(val_captions=bad)
+    assert refusal.startswith(f"--val-captions {bad}: ") and "'3.jpg'" in refusal
     assert f"{data / 'captioner.safetensors'}: is a captioner" in line(encoder=data / "captioner.safetensors")
     assert f"{data / 'unknown.safetensors'}: its preprocessing is unknown" in line(
         encoder=data / "unknown.safetensors")

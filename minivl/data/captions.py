@@ -81,7 +81,7 @@ def read_captions(path: str | os.PathLike[str], *, split: str | None = None) -> 
     Raises:
         InputError: one line with the file and the entry: not in any of these formats, a split that is
             not there or was not named, an unknown image id, an image without caption, a caption that is
-            empty or no string, a duplicate name or id, a missing key, no image at all.
+            empty, no string or no whole characters, a duplicate name or id, a missing key, no image at all.
     """
     file = existing_file(path)
     if file.suffix.lower() == ".json" or _begins_as_json(file):
@@ -117,6 +117,9 @@ def _checked(entries: list[_Entry], source: str, split: str | None) -> CaptionSe
                                  "a string is needed", source=source)
             if not caption.strip():
                 raise InputError(f"{where}: the caption of {entry.name} is empty", source=source)
+            if any("\ud800" <= letter <= "\udfff" for letter in caption):
+                raise InputError(f"{where}: the caption of {entry.name} has half a character (a lone "
+                                 f"surrogate): {ascii(caption[:60])}", source=source)
     return CaptionSet(images=tuple(entry.name for entry in chosen),
                       captions={entry.name: tuple(text for _, text in entry.captions) for entry in chosen},
                       ids={entry.name: entry.id for entry in chosen}, source=source, split=split)
@@ -245,15 +248,14 @@ def _begins_as_json(file: Path) -> bool:
 
 def _read_text(file: Path) -> str:
     try:
-        return file.read_bytes().decode("utf-8-sig")  # not read_text, which makes a lone "\r" end a line
+        return file.read_text(encoding="utf-8-sig")  # "\r\n" and a lone "\r" end a line too
     except UnicodeDecodeError as error:
         raise InputError(f"is not UTF-8 text ({error.reason} at byte {error.start})", source=file) from None
 
 
 def _text_entries(text: str, source: str) -> list[_Entry]:
     # Not splitlines: a caption may contain U+2028 and the like, which are no ends of a line here.
-    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1)
-             if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise InputError("is empty", source=source)
     header = re.sub(r"\s", "", lines[0][1].lower())

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import InputError
 from ..images import Preprocessing, preprocess
 from ..loading import save
-from ..metrics.cider import CiderResult, cider
+from ..metrics.cider import CiderResult, DocFreq, cider
 from ..models.captioner import Caption, Captioner
 from ..models.decoder import Memory
 from ..text.tokenizer import Tokenizer
@@ -178,6 +178,7 @@ class CaptionTask:
         if len(captions) < 1 or len(val_captions) < 2:
             raise InputError(f"{len(captions)} training and {len(val_captions)} validation pictures: "
                              "at least 1 and 2 are needed (CIDEr-D compares pictures)")
+        check_references(val_captions)
         longest = model.config.decoder.max_len - 1  # a place for <BOS>
         if beams < 1 or not 1 <= max_len <= longest:
             raise InputError(f"beams={beams} must be at least 1, max_len={max_len} from 1 to this decoder's "
@@ -279,6 +280,17 @@ def score(captions: Sequence[Caption], references: Mapping[str, Sequence[str]]) 
     """CIDEr-D of captions in the order of their references."""
     said = {name: caption.text or "" for name, caption in zip(references, captions)}
     return cider(said, {name: list(told) for name, told in references.items()})
+
+
+def check_references(references: Mapping[str, Sequence[str]]) -> None:
+    """Find before training what would end its first scoring.
+
+    Raises:
+        InputError: fewer than two pictures, or captions that CIDEr-D cannot compare with; it names the picture.
+    """
+    if len(references) < 2:
+        raise InputError(f"{len(references)} validation pictures: at least 2 are needed (CIDEr-D compares pictures)")
+    DocFreq.from_references({name: list(told) for name, told in references.items()})
 
 
 def from_features(model: Captioner, features: Tensor) -> Memory:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, some
-from ..files import read_tensors, tensor_bytes, write_tensors
+from ..files import read_tensors, tensor_bytes, undamaged, write_tensors
 from .optim import Ema, is_frozen
 
 
@@ -54,14 +54,14 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
     tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in model.named_parameters()
                                   if parameter.requires_grad}
     tensors.update({f"buffer.{name}": buffer for name, buffer in model.named_buffers()})
-    names = _names(optimizer)
-    for index, state in optimizer.state_dict()["state"].items():
+    names, states = _names(optimizer), optimizer.state_dict()["state"]
+    for index, state in states.items():
         tensors.update({f"optimizer.{key}.{names[index]}": torch.as_tensor(value)
                         for key, value in state.items()})
     if ema is not None:
         tensors.update({f"ema.{name}": tensor for name, tensor in ema.shadow.items()})
     header = {**progress, "ema_updates": ema.updates if ema is not None else None,
-              "frozen": frozen or frozen_hash(model)}
+              "frozen": frozen or frozen_hash(model), "moments": sorted(names[index] for index in states)}
     write_tensors(path, tensors, {"training": json.dumps(header)})
 
 
@@ -73,12 +73,16 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
         The `progress` it was saved with.
 
     Raises:
-        InputError: no such file, not a checkpoint, or one of another model (trained or frozen weights).
+        InputError: no such file, not a checkpoint, a damaged one, or one of another model (trained or frozen
+            weights); nothing has been changed then.
     """
     tensors, header = read_tensors(path)
     if "training" not in header:
         raise InputError("is no training checkpoint (it has no 'training' header)", source=path)
-    progress = json.loads(header["training"])
+    with undamaged(path):
+        progress = json.loads(header["training"])
+        if not isinstance(progress, dict):
+            raise TypeError("its 'training' header is no object")
     wanted: dict[str, Tensor] = {f"model.{name}": parameter.data
                                  for name, parameter in model.named_parameters() if parameter.requires_grad}
     wanted.update({f"buffer.{name}": buffer for name, buffer in model.named_buffers()})
@@ -93,20 +97,44 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
     if progress.get("frozen") != (frozen or frozen_hash(model)):
         raise InputError("was made with other frozen weights: give the encoder it was begun with",
                          source=path)
+    with undamaged(path):
+        moments = _moments(optimizer, tensors, progress)
+        updates = whole_number(progress, "ema_updates") if ema is not None else 0
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(tensors[name])
-    _load_optimizer(optimizer, tensors)
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     if ema is not None:
-        ema.updates = progress["ema_updates"]
+        ema.updates = updates
     return progress
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    index = {name: place for place, name in enumerate(_names(optimizer))}
+def whole_number(values: Mapping[str, Any], key: str) -> int:
+    """A count by its key; TypeError where it is none."""
+    value = values[key]
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{key}={value!r} is no whole number from 0 up")
+    return value
+
+
+def _moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor],
+             progress: Mapping[str, Any]) -> dict[int, dict[str, Tensor]]:
+    """The state of each parameter, by its place; KeyError and ValueError where parts of it are missing."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = _names(optimizer)
+    index = {name: place for place, name in enumerate(names)}
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, key, parameter = name.split(".", 2)
             state.setdefault(index[parameter], {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if whole_number(progress, "step") and not state:
+        raise ValueError("the moments of its optimiser are missing")
+    # a parameter without a gradient has no moments, so that those it had are named
+    for place in (index[name] for name in progress.get("moments", [names[place] for place in state])):
+        for key, shape in (("step", ()), ("exp_avg", parameters[place].shape),
+                           ("exp_avg_sq", parameters[place].shape)):
+            found = state.get(place, {}).get(key)
+            if found is None or found.shape != shape or not found.isfinite().all():
+                raise ValueError(f"the optimiser's {key} of {names[place]} is missing or unfit")
+    return state

@@ -6,15 +6,16 @@ A run is a folder: ``checkpoint.safetensors`` (resume), ``best.safetensors`` and
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, some
-from ..files import read_json, write_json, write_text
-from .checkpoint import frozen_hash, load_checkpoint, save_checkpoint
+from ..files import read_json, undamaged, write_json, write_text
+from .checkpoint import frozen_hash, load_checkpoint, save_checkpoint, whole_number
 from .optim import Ema, decay_groups, is_frozen, warmup_cosine
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -66,8 +67,10 @@ class Plan:
             raise InputError(f"precision={self.precision!r}: give one of {some(PRECISIONS)}")
         for name, low, high in (("epochs", 1, math.inf), ("lr", 0, math.inf), ("weight_decay", 0, math.inf),
                                 ("warmup", 0, math.inf), ("clip", 0, math.inf), ("ema", 0, 1)):
-            if not low <= getattr(self, name) <= high or math.isinf(getattr(self, name)):
-                raise InputError(f"{name}={getattr(self, name)} must lie between {low} and {high}")
+            value = getattr(self, name)
+            if not low <= value <= high or math.isinf(value):
+                allowed = f"a number from {low} up" if high == math.inf else f"a number from {low} to {high}"
+                raise InputError(f"{name}={value}: give {allowed}")
 
 
 class Task(Protocol):
@@ -121,12 +124,13 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
         plan: see `Plan`.
         out: the folder of the run.
         settings: JSON-able description of the run; with the plan and the steps of an epoch it is written to
-            config.json and held against it on resume.
+            config.json and into the checkpoint, and held against both on resume.
         resume: continue from the folder's checkpoint.
         progress: tqdm-like: called with (iterable, total=, initial=, desc=).
 
     Raises:
-        InputError: the folder holds a run and resume is off, or none and it is on; settings that differ;
+        InputError: the folder holds a run and resume is off, or none and it is on; settings that differ; a
+            file of the run that is damaged, or the checkpoint of a finished epoch that is missing;
             a loss or gradient that is not finite (the last good checkpoint stays).
         KeyboardInterrupt: Ctrl-C or SIGTERM, after saving a checkpoint of the last whole step (where it came
             while the weights were being changed, the checkpoint before stays).
@@ -142,7 +146,7 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
     total = plan.epochs * task.steps
 
     def checkpoint() -> None:
-        save_checkpoint(run.folder / CHECKPOINT, model, optimizer, ema, state, frozen)
+        save_checkpoint(run.folder / CHECKPOINT, model, optimizer, ema, {**state, "settings": told}, frozen)
 
     with _sigterm_interrupts():
         while state["epoch"] < plan.epochs:
@@ -244,17 +248,43 @@ class Run:
         self.folder = folder
 
     def check(self, resume: bool) -> None:
-        """Raise InputError unless a run is there just if one is to be resumed (to ask before long work), or
-        where no folder can be made."""
-        nearest = next((path for path in (self.folder, *self.folder.parents) if path.exists()), None)
-        if nearest is not None and not nearest.is_dir():
-            raise InputError("is a file, a run needs a folder: give another --out", source=nearest)
+        """Raise InputError unless a run is there just if one is to be resumed (to ask before long work); where
+        no folder can be made or written; where a run has finished epochs, but lost its checkpoint."""
+        with contextlib.suppress(OSError):  # such as a name too long, which making it reports
+            nearest = next((path for path in (self.folder, *self.folder.parents) if path.exists()), None)
+            if nearest is not None and not nearest.is_dir():
+                raise InputError("is a file, a run needs a folder: give another --out", source=nearest)
+        self._try_folder()
         there = (self.folder / CHECKPOINT).exists() or (self.folder / HISTORY).exists()
+        if resume and not (self.folder / CHECKPOINT).exists() and self._finished_an_epoch():
+            raise InputError(f"its checkpoint is missing: there is a finished epoch but no {CHECKPOINT}, so that it "
+                             "cannot be continued, and starting over would overwrite it; give another --out",
+                             source=self.folder)
         if resume and not there:
             raise InputError("nothing to resume: no checkpoint here", source=self.folder)
         if there and not resume:
             raise InputError("already holds a run: give --resume to continue it, or another --out",
                              source=self.folder)
+
+    def _try_folder(self) -> None:
+        """Make the folder and a file in it, and take away again what was made."""
+        made: list[Path] = []
+        try:
+            made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]  # deepest first
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise InputError(f"no run can be written here ({error.strerror}): give another --out",
+                             source=self.folder) from None
+        finally:
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+    def _finished_an_epoch(self) -> bool:
+        return any((self.folder / name).exists() for name in (BEST, LAST)) or (
+            (self.folder / HISTORY).exists() and any("epoch" in row for row in read_history(self.folder)))
 
     def open(self, settings: Mapping[str, Any], resume: bool,
              restore: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -262,11 +292,9 @@ class Run:
         self.check(resume)
         if resume and (self.folder / CONFIG).exists():
             before = read_json(self.folder / CONFIG)
-            now = json.loads(json.dumps(dict(settings)))
-            differ = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in sorted({*before, *now})
-                      if before.get(key) != now.get(key) and key not in FOUND]
-            if differ:
-                raise InputError(f"cannot resume with other settings: {some(differ, 4)}", source=self.folder)
+            if not isinstance(before, dict):
+                raise InputError("is damaged: it is no JSON object of settings", source=self.folder / CONFIG)
+            self._compare(before, settings)
         if resume:
             self._clear()
         fresh = {"step": 0, "epoch": 0, "sum": 0.0, "best": None, "seconds": 0.0}
@@ -275,14 +303,38 @@ class Run:
             write_json(self.folder / CONFIG, dict(settings))
             write_text(self.folder / HISTORY, "")
             return fresh
-        state = restore(self.folder / CHECKPOINT)
+        state = self._restored(restore, settings)
         if not (self.folder / CONFIG).exists():
             write_json(self.folder / CONFIG, dict(settings))
         kept = [row for row in read_history(self.folder) if row["step"] <= state["step"]
                 and row.get("epoch", 0) <= state["epoch"]]
         write_text(self.folder / HISTORY, "".join(json.dumps(row) + "\n" for row in kept))
         logger.info("resumed %s at step %d", self.folder, state["step"])
-        return {key: state[key] for key in fresh}
+        return state
+
+    def _restored(self, restore: Callable[[Path], dict[str, Any]],
+                  settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The progress in the checkpoint; whatever is wrong with the file is one error."""
+        path = self.folder / CHECKPOINT
+        with undamaged(path):
+            saved = restore(path)
+            self._compare(saved.get("settings", settings), settings)  # config.json may be lost
+            step, epoch = whole_number(saved, "step"), whole_number(saved, "epoch")
+            steps = settings.get("steps_per_epoch")
+            if steps is not None and not epoch * steps <= step <= (epoch + 1) * steps:
+                raise ValueError(f"step {step} is not in epoch {epoch + 1} of {steps} steps")
+            best = saved["best"] if saved["best"] is None else float(saved["best"])
+            return {"step": step, "epoch": epoch, "sum": float(saved["sum"]), "best": best,
+                    "seconds": float(saved["seconds"])}
+
+    def _compare(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Raise InputError where settings are others than before."""
+        now = json.loads(json.dumps(dict(settings)))
+        before = json.loads(json.dumps(dict(before)))
+        differ = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in sorted({*before, *now})
+                  if before.get(key) != now.get(key) and key not in FOUND]
+        if differ:
+            raise InputError(f"cannot resume with other settings: {some(differ, 4)}", source=self.folder)
 
     def _clear(self) -> None:
         """Remove what a killed process was about to write: `atomic_path`'s files, and safetensors' own."""
@@ -310,7 +362,7 @@ class Run:
 def read_history(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of a run's history: steps have "loss", epochs have "epoch" and scores.
 
-    A line cut short by a crash at the very end is left out.
+    A line cut short by a crash at the very end is left out, and so are blank ones.
 
     Raises:
         InputError: no history there, or a damaged line.
@@ -318,18 +370,23 @@ def read_history(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(folder) / HISTORY
     if not path.exists():
         raise InputError("no training history here (history.jsonl)", source=folder)
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().rstrip(b"\n").split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line.decode())
+            if not all(type(count) is int for count in (row["step"], row.get("epoch", 0))):
+                raise TypeError("a step or epoch that is no whole number")
+            rows.append(row)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
             if number < len(lines):
-                raise InputError(f"line {number} is not JSON", source=path) from None
+                raise InputError(f"line {number} is no JSON object with a whole-number step", source=path) from None
     return rows
 
 
-@contextmanager
+@contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
     """SIGTERM ends the loop as Ctrl-C does (only the main thread may set handlers)."""
     if threading.current_thread() is not threading.main_thread():
