@@ -28,7 +28,8 @@ from minivl.plotting.history import plot_history
 from minivl.text.tokenizer import Tokenizer
 from minivl.train import captioning, features
 from minivl.train.looks import choose_look
-from minivl.train.loop import Plan, Run, fit, read_history
+from minivl.train.loop import Plan, fit
+from minivl.train.run import Run, read_history
 
 HERE = Path(__file__).resolve().parent
 LOOK_SCENES = 300  # training scenes on which layer and heads to look at are fixed

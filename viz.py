@@ -33,7 +33,8 @@ from minivl.plotting.history import history_plot
 from minivl.plotting.sheet import panel_size
 from minivl.text.tokenizer import Tokenizer
 from minivl.train.looks import noted_look
-from minivl.train.loop import autocast, read_history
+from minivl.train.loop import autocast
+from minivl.train.run import read_history
 
 SHIPPED = "scenes-captioner"
 SCENES_START = 20_000_000  # no scene from here on is trained or validated on

@@ -22,8 +22,10 @@ from minivl.errors import InputError
 from minivl.files import read_tensors, write_tensors
 from minivl.loading import load
 from minivl.train import checkpoint, loop
-from minivl.train.loop import Plan, Run, fit, read_history
+from minivl.train import run as run_files
+from minivl.train.loop import Plan, fit
 from minivl.train.optim import Ema, decay_groups, warmup_cosine
+from minivl.train.run import Run, read_history
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = replace(tiny_run.PLAN, save_every=0)
@@ -56,7 +58,7 @@ def same_run(one: Path, two: Path) -> None:
     assert story(one) == story(two)
     for name in ("best.safetensors", "last.safetensors"):
         same_weights(one / name, two / name)
-    (first, header), (second, other) = (read_tensors(folder / loop.CHECKPOINT) for folder in (one, two))
+    (first, header), (second, other) = (read_tensors(folder / run_files.CHECKPOINT) for folder in (one, two))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     first_state, second_state = json.loads(header["training"]), json.loads(other["training"])
     assert first_state.pop("seconds") > 0 and second_state.pop("seconds") > 0
@@ -66,7 +68,7 @@ def same_run(one: Path, two: Path) -> None:
 
 def step_of(folder: Path) -> int:
     """Steps done, by the checkpoint."""
-    return json.loads(read_tensors(folder / loop.CHECKPOINT)[1]["training"])["step"]
+    return json.loads(read_tensors(folder / run_files.CHECKPOINT)[1]["training"])["step"]
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
@@ -188,7 +190,7 @@ def test_running_statistics_are_those_of_whole_steps(tmp_path: Path, place: str)
 
     with pytest.raises(KeyboardInterrupt):
         tiny_run.train(tmp_path / "run", plan=plan, stem=(6, 6), before=before)
-    stored, header = read_tensors(tmp_path / "run" / loop.CHECKPOINT)
+    stored, header = read_tensors(tmp_path / "run" / run_files.CHECKPOINT)
     assert json.loads(header["training"])["step"] == 8
     assert stored["buffer.encoder.patch_embed.stem.1.num_batches_tracked"] == 8
     tiny_run.train(tmp_path / "run", plan=plan, stem=(6, 6), resume=True)
@@ -197,7 +199,7 @@ def test_running_statistics_are_those_of_whole_steps(tmp_path: Path, place: str)
 
 def test_scored_statistics_are_averages(tmp_path: Path) -> None:
     tiny_run.train(tmp_path, plan=QUICK, stem=(6, 6))
-    stored, _ = read_tensors(tmp_path / loop.CHECKPOINT)
+    stored, _ = read_tensors(tmp_path / run_files.CHECKPOINT)
     name = "encoder.patch_embed.stem.1.running_mean"
     last = load(tmp_path / "last.safetensors").state_dict()[name]
     assert torch.equal(last, stored[f"ema.{name}"]) and not torch.equal(last, stored[f"buffer.{name}"])
@@ -237,7 +239,7 @@ def test_interrupted_at_delicate_places(whole: tuple[Path, Plan], tmp_path: Path
     folder, plan = whole
     owner, name, number = {
         "step": (torch.optim.AdamW, "step", 9), "average": (Ema, "update", 9),
-        "write before": (loop.Run, "write", 10), "write after": (loop.Run, "write", 10),
+        "write before": (run_files.Run, "write", 10), "write after": (run_files.Run, "write", 10),
         "score": (tiny_run.CaptionTask, "evaluate", 2), "swap": (Ema, "swap", 3),
         "best": (tiny_run.CaptionTask, "save", 3)}[where]
     real, calls = getattr(owner, name), []
@@ -264,7 +266,7 @@ class Crash(BaseException):
 
 def crashed(folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Train until the file operation of this number, which is not done; False where there are fewer."""
-    real_replace, real_write, calls = os.replace, loop.Run.write, []
+    real_replace, real_write, calls = os.replace, run_files.Run.write, []
 
     def count() -> None:
         calls.append(1)
@@ -275,18 +277,18 @@ def crashed(folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> bool:
         count()
         real_replace(source, target)
 
-    def write(run: loop.Run, row: Mapping[str, Any]) -> None:
+    def write(run: run_files.Run, row: Mapping[str, Any]) -> None:
         try:
             count()
         except Crash:
-            with open(run.folder / loop.HISTORY, "a") as opened:
+            with open(run.folder / run_files.HISTORY, "a") as opened:
                 opened.write(json.dumps(dict(row))[:9])
             raise
         real_write(run, row)
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", replaced)
-        patched.setattr(loop.Run, "write", write)
+        patched.setattr(run_files.Run, "write", write)
         try:
             tiny_run.train(folder, plan=SHORT, pictures=9)
         except Crash:
@@ -305,8 +307,8 @@ def everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: range) 
         if not crashed(folder, number, monkeypatch):
             return number - 1
         for file in folder.glob("*.safetensors"):
-            load(file, verify=True) if file.name != loop.CHECKPOINT else read_tensors(file)
-        resume = (folder / loop.HISTORY).exists()
+            load(file, verify=True) if file.name != run_files.CHECKPOINT else read_tensors(file)
+        resume = (folder / run_files.HISTORY).exists()
         tiny_run.train(folder, resume=resume, plan=SHORT, pictures=9)
         same_run(tmp_path / "whole", folder)
     return len(numbers)
@@ -369,16 +371,16 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     file.write_text("kept")
     for out in (file, file / "run"):
         with pytest.raises(InputError, match="is a file, a run needs a folder") as raised:
-            loop.Run(out).check(resume=False)
+            run_files.Run(out).check(resume=False)
         assert str(raised.value).startswith(f"{file}: ")
-    loop.Run(tmp_path / "a" / "b").check(resume=False)
+    run_files.Run(tmp_path / "a" / "b").check(resume=False)
     assert file.read_text() == "kept" and list(tmp_path.iterdir()) == [file]
 
 
 def test_what_training_found_is_no_setting(tmp_path: Path) -> None:
     list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}))
     before = json.loads((tmp_path / "config.json").read_text())
-    loop.Run(tmp_path).note("look", {"layer": 1, "heads": [0]})
+    run_files.Run(tmp_path).note("look", {"layer": 1, "heads": [0]})
     after = json.loads((tmp_path / "config.json").read_text())
     assert after == {**before, "look": {"layer": 1, "heads": [0]}}
     list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}, resume=True))
@@ -445,7 +447,7 @@ def test_plan_out_of_range(changes: dict[str, Any]) -> None:
 def test_damaged_histories(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="history"):
         read_history(tmp_path)
-    file = tmp_path / loop.HISTORY
+    file = tmp_path / run_files.HISTORY
     file.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert read_history(tmp_path) == [{"step": 1, "loss": 2.0}]
     file.write_text('{"step": 1, "lo\n{"step": 2, "loss": 2.0}\n')
@@ -474,7 +476,7 @@ def test_nan_stops_with_the_last_good_checkpoint(tmp_path: Path, spoil: Callable
                        before=lambda step: spoil if step == 4 else None)
     message = str(raised.value)
     assert message.endswith("try a lower learning rate in another --out")
-    assert "step 5" in message and str(tmp_path / "run" / loop.CHECKPOINT) in message and "\n" not in message
+    assert "step 5" in message and str(tmp_path / "run" / run_files.CHECKPOINT) in message and "\n" not in message
     assert step_of(tmp_path / "run") == 4
     assert [row["step"] for row in read_history(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4]
     load(tmp_path / "run" / "best.safetensors", verify=True)
@@ -669,27 +671,27 @@ def lost(folder: Path, *names: str) -> None:
 
 
 def test_a_lost_checkpoint_is_no_reason_to_begin_again(tmp_path: Path) -> None:
-    lost(tmp_path, loop.CHECKPOINT)
-    history = (tmp_path / loop.HISTORY).read_bytes()
+    lost(tmp_path, run_files.CHECKPOINT)
+    history = (tmp_path / run_files.HISTORY).read_bytes()
     with pytest.raises(InputError, match="its checkpoint is missing"):
         list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}, resume=True))
-    assert (tmp_path / loop.HISTORY).read_bytes() == history
-    (tmp_path / loop.HISTORY).write_text('{"step": 1, "loss": 2.0}\n')  # killed in its first epoch
+    assert (tmp_path / run_files.HISTORY).read_bytes() == history
+    (tmp_path / run_files.HISTORY).write_text('{"step": 1, "loss": 2.0}\n')  # killed in its first epoch
     assert len(list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}, resume=True))) == 4
 
 
 def test_settings_are_held_against_the_checkpoint_too(tmp_path: Path) -> None:
-    lost(tmp_path, loop.CONFIG)
+    lost(tmp_path, run_files.CONFIG)
     for plan, kind, told in ((replace(LINE, lr=0.2), "line", "lr was 0.1, is 0.2"),
                              (LINE, "curve", "kind was 'line', is 'curve'")):
         with pytest.raises(InputError, match=told):
             list(fit(Line(), LineTask(), plan, out=tmp_path, settings={"kind": kind}, resume=True))
-    assert not (tmp_path / loop.CONFIG).exists()
+    assert not (tmp_path / run_files.CONFIG).exists()
 
 
 def test_a_config_that_is_no_object(tmp_path: Path) -> None:
     lost(tmp_path)
-    (tmp_path / loop.CONFIG).write_text("[1]")
+    (tmp_path / run_files.CONFIG).write_text("[1]")
     with pytest.raises(InputError, match="config.json: is damaged"):
         list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}, resume=True))
 
@@ -698,7 +700,7 @@ def test_a_config_that_is_no_object(tmp_path: Path) -> None:
                                      {"settings": 5}])
 def test_progress_that_cannot_be(tmp_path: Path, changes: dict[str, Any]) -> None:
     lost(tmp_path)
-    path = tmp_path / loop.CHECKPOINT
+    path = tmp_path / run_files.CHECKPOINT
     tensors, header = read_tensors(path)
     write_tensors(path, tensors, {"training": json.dumps({**json.loads(header["training"]), "epoch": 3, **changes})})
     with pytest.raises(InputError, match="checkpoint.safetensors: is damaged: "):
@@ -709,7 +711,7 @@ def test_progress_that_cannot_be(tmp_path: Path, changes: dict[str, Any]) -> Non
 def test_a_folder_that_cannot_be_made(tmp_path: Path, name: str) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no run can be written here .*give another --out"):
-        loop.Run(tmp_path / name).check(resume=False)
+        run_files.Run(tmp_path / name).check(resume=False)
     assert [file.name for file in tmp_path.iterdir()] == ["link"]
 
 

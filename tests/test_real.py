@@ -13,7 +13,7 @@ import minivl
 import train_p2
 import viz
 from minivl.files import read_json, write_json
-from minivl.train.loop import read_history
+from minivl.train.run import read_history
 
 pytestmark = pytest.mark.shared
 

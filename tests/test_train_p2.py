@@ -28,7 +28,7 @@ from minivl.models.vit import ViT, ViTConfig
 from minivl.text.tokenizer import Tokenizer
 from minivl.train import features
 from minivl.train.captioning import CaptionTask
-from minivl.train.loop import read_history
+from minivl.train.run import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT = {"best.safetensors", "last.safetensors", "checkpoint.safetensors", "config.json", "history.jsonl",

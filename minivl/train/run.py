@@ -1,0 +1,171 @@
+"""The folder of a training run: what is in it, when it may be begun or continued, and its history."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, some
+from ..files import read_json, undamaged, write_json, write_text
+from .checkpoint import whole_number
+
+HISTORY, CHECKPOINT, CONFIG = "history.jsonl", "checkpoint.safetensors", "config.json"
+BEST, LAST = "best.safetensors", "last.safetensors"
+FOUND = ("look",)  # keys of config.json that training found out: no settings, which a resumed run must repeat
+
+logger = logging.getLogger(__name__)
+
+
+class Run:
+    """The folder of a training run.
+
+    Args:
+        folder: made when the run opens.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def check(self, resume: bool) -> None:
+        """Raise InputError unless a run is there just if one is to be resumed (to ask before long work); where
+        no folder can be made or written; where a run has finished epochs, but lost its checkpoint."""
+        with contextlib.suppress(OSError):  # such as a name too long, which making it reports
+            nearest = next((path for path in (self.folder, *self.folder.parents) if path.exists()), None)
+            if nearest is not None and not nearest.is_dir():
+                raise InputError("is a file, a run needs a folder: give another --out", source=nearest)
+        self._try_folder()
+        there = (self.folder / CHECKPOINT).exists() or (self.folder / HISTORY).exists()
+        if resume and not (self.folder / CHECKPOINT).exists() and self._finished_an_epoch():
+            raise InputError(f"its checkpoint is missing: there is a finished epoch but no {CHECKPOINT}, so that it "
+                             "cannot be continued, and starting over would overwrite it; give another --out",
+                             source=self.folder)
+        if resume and not there:
+            raise InputError("nothing to resume: no checkpoint here", source=self.folder)
+        if there and not resume:
+            raise InputError("already holds a run: give --resume to continue it, or another --out",
+                             source=self.folder)
+
+    def _try_folder(self) -> None:
+        """Make the folder and a file in it, and take away again what was made."""
+        made: list[Path] = []
+        try:
+            made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]  # deepest first
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise InputError(f"no run can be written here ({error.strerror}): give another --out",
+                             source=self.folder) from None
+        finally:
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+    def _finished_an_epoch(self) -> bool:
+        return any((self.folder / name).exists() for name in (BEST, LAST)) or (
+            (self.folder / HISTORY).exists() and any("epoch" in row for row in read_history(self.folder)))
+
+    def open(self, settings: Mapping[str, Any], resume: bool,
+             restore: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Begin or continue; returns the progress so far. See `fit` for what raises."""
+        self.check(resume)
+        if resume and (self.folder / CONFIG).exists():
+            before = read_json(self.folder / CONFIG)
+            if not isinstance(before, dict):
+                raise InputError("is damaged: it is no JSON object of settings", source=self.folder / CONFIG)
+            self._compare(before, settings)
+        if resume:
+            self._clear()
+        fresh = {"step": 0, "epoch": 0, "sum": 0.0, "best": None, "seconds": 0.0}
+        if not resume or not (self.folder / CHECKPOINT).exists():  # killed before the first checkpoint
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / CONFIG, dict(settings))
+            write_text(self.folder / HISTORY, "")
+            return fresh
+        state = self._restored(restore, settings)
+        if not (self.folder / CONFIG).exists():
+            write_json(self.folder / CONFIG, dict(settings))
+        kept = [row for row in read_history(self.folder) if row["step"] <= state["step"]
+                and row.get("epoch", 0) <= state["epoch"]]
+        write_text(self.folder / HISTORY, "".join(json.dumps(row) + "\n" for row in kept))
+        logger.info("resumed %s at step %d", self.folder, state["step"])
+        return state
+
+    def _restored(self, restore: Callable[[Path], dict[str, Any]],
+                  settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The progress in the checkpoint; whatever is wrong with the file is one error."""
+        path = self.folder / CHECKPOINT
+        with undamaged(path):
+            saved = restore(path)
+            self._compare(saved.get("settings", settings), settings)  # config.json may be lost
+            step, epoch = whole_number(saved, "step"), whole_number(saved, "epoch")
+            steps = settings.get("steps_per_epoch")
+            if steps is not None and not epoch * steps <= step <= (epoch + 1) * steps:
+                raise ValueError(f"step {step} is not in epoch {epoch + 1} of {steps} steps")
+            best = saved["best"] if saved["best"] is None else float(saved["best"])
+            return {"step": step, "epoch": epoch, "sum": float(saved["sum"]), "best": best,
+                    "seconds": float(saved["seconds"])}
+
+    def _compare(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Raise InputError where settings are others than before."""
+        now = json.loads(json.dumps(dict(settings)))
+        before = json.loads(json.dumps(dict(before)))
+        differ = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in sorted({*before, *now})
+                  if before.get(key) != now.get(key) and key not in FOUND]
+        if differ:
+            raise InputError(f"cannot resume with other settings: {some(differ, 4)}", source=self.folder)
+
+    def _clear(self) -> None:
+        """Remove what a killed process was about to write: `atomic_path`'s files, and safetensors' own."""
+        names = (CHECKPOINT, BEST, LAST, HISTORY, CONFIG)
+        for pattern in (*(f".{Path(name).stem}-*" for name in names), ".tmp??????"):
+            for half in self.folder.glob(pattern):
+                half.unlink()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row to the history."""
+        with open(self.folder / HISTORY, "a", encoding="utf-8") as opened:
+            opened.write(json.dumps(dict(row)) + "\n")
+
+    def note(self, key: str, value: Any) -> None:
+        """Write down in config.json what training found out, under one of the keys `FOUND`."""
+        assert key in FOUND
+        write_json(self.folder / CONFIG, {**read_json(self.folder / CONFIG), key: value})
+
+    def last_good(self) -> str:
+        """Where the last checkpoint is, in words."""
+        path = self.folder / CHECKPOINT
+        return f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
+
+
+def read_history(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a run's history: steps have "loss", epochs have "epoch" and scores.
+
+    A line cut short by a crash at the very end is left out, and so are blank ones.
+
+    Raises:
+        InputError: no history there, or a damaged line.
+    """
+    path = Path(folder) / HISTORY
+    if not path.exists():
+        raise InputError("no training history here (history.jsonl)", source=folder)
+    lines = path.read_bytes().rstrip(b"\n").split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode())
+            if not all(type(count) is int for count in (row["step"], row.get("epoch", 0))):
+                raise TypeError("a step or epoch that is no whole number")
+            rows.append(row)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+            if number < len(lines):
+                raise InputError(f"line {number} is no JSON object with a whole-number step", source=path) from None
+    return rows
