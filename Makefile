@@ -1,7 +1,6 @@
 # Everything sets itself up in .venv beside the sources; a second call does not install again.
 PYTHON ?= python3
 BIN := .venv/bin
-SHIPPED := weights/scenes-captioner.safetensors
 
 .PHONY: demo test test-slow lint bench weights clean
 
