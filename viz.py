@@ -24,7 +24,7 @@ from minivl.images import open_photo, to_tensor
 from minivl.loading import Model
 from minivl.maps import to_grid, upsample, word_rows
 from minivl.models.captioner import Caption, Captioner
-from minivl.models.vit import ViT
+from minivl.models.vit import ViT, ViTConfig
 from minivl.nn.record import AttnRecord
 from minivl.plotting.attention import attention_sheet
 from minivl.plotting.captions import caption_sheet
@@ -154,16 +154,19 @@ def _draw(drawn: Scenes, place: int) -> Image.Image:
 
 
 def batches(sources: Sequence[Source], model: Model) -> Iterator[Batch]:
-    """Sources with their photos as displayed, the tensor of them (B, 3, H, W), and geometries."""
-    encoder = model.encoder if isinstance(model, Captioner) else model
+    """Sources with their photos as displayed, the tensor of them (B, 3, H, W), and geometries.
+
+    Mode "long" keeps each photo's own shape: they come one by one, because a model could see padding.
+    """
     assert model.preprocessing is not None  # `load` saw to it
-    for first in programs.progress(range(0, len(sources), TOGETHER), desc="pictures",
+    together = 1 if model.preprocessing.mode == "long" else TOGETHER
+    for first in programs.progress(range(0, len(sources), together), desc="pictures",
                                    disable=len(sources) <= TOGETHER or None):
-        part = list(sources[first:first + TOGETHER])
+        part = list(sources[first:first + together])
         opened, tensors, geometries = [], [], []
         for source in part:
             photo = source.open()
-            tensor, geometry = to_tensor(photo, model.preprocessing, encoder.config.patch_size, name=source.name)
+            tensor, geometry = to_tensor(photo, model.preprocessing, model.cell, name=source.name)
             opened.append(photo)
             tensors.append(tensor)
             geometries.append(geometry)
@@ -288,7 +291,8 @@ def run_caption(args: argparse.Namespace) -> None:
                          "(train_p2.py makes them), or use: viz.py attention", source=weights)
     look, decoder = look_of(model, weights, args.layer, args.heads), model.config.decoder
     max_len = model.longest if args.max_len is None else args.max_len
-    sources = sources or scenes(args.scenes, args.seed, model.config.encoder.image_size[0], args.out)
+    assert model.preprocessing is not None  # `load` saw to it
+    sources = sources or scenes(args.scenes, args.seed, model.preprocessing.size[0], args.out)
     named = f"mean of all {decoder.num_heads} heads"
     if look.heads != "mean":
         named = f"{'mean of heads' if len(look.heads) > 1 else 'head'} {', '.join(map(str, look.heads))}"
@@ -319,7 +323,7 @@ def run_attention(args: argparse.Namespace) -> None:
     device = programs.device_of(args.device)
     model = load(args.weights, args.out, device)
     config = model.config if isinstance(model, ViT) else model.config.encoder
-    if not config.class_token:
+    if not isinstance(config, ViTConfig) or not config.class_token:
         raise InputError("this encoder has no [class] token, whose attention is drawn here",
                          source=args.weights)
     layer = check_layer(model, "encoder", args.layer, "all", "--layer:")

@@ -1,4 +1,4 @@
-"""Files: atomic writes, JSON with clear errors, and safetensors with their header.
+"""Files: atomic writes, JSON with clear errors, and safetensors with their header, checked before it is used.
 
 A file of ours is either the old one or the whole new one, never half of it.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,15 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
-from .errors import InputError
+from .errors import InputError, some
+
+# bits of an element, by the names that safetensors has for its types
+BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+        "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
+        "C64": 64, "F4": 4}
+LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+FIELDS = ("dtype", "shape", "data_offsets")
+LISTED = 8  # problems in an error line
 
 
 @contextlib.contextmanager
@@ -70,14 +80,38 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
     """``path`` as a Path, if it is a file.
 
     Raises:
-        InputError: it does not exist, or is a folder.
+        InputError: it does not exist, is a folder, or is a pipe or device (which could be read only once, or for ever).
     """
     file = Path(path)
     if file.is_dir():
         raise InputError("is a folder, a file is needed", source=file)
     if not file.exists():
         raise InputError("no such file", source=file)
+    if not file.is_file():
+        raise InputError("is a pipe, a socket or a device, a regular file is needed", source=file)
     return file
+
+
+def looks_like(path: str | os.PathLike[str]) -> str:
+    """What the first bytes of a file tell of it, to be put into an error line: "an HTML page"; "" = nothing known."""
+    with open(path, "rb") as opened:
+        start = opened.read(64)
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return "an empty file"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "an HTML page (of a login or an error, it may be)"
+    if text.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS (`git lfs pull` fetches the file itself)"
+    if start[8:9] == b"{" and start[6:8] == b"\0\0":
+        return "a safetensors file"
+    if start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5" and any(start[2:8]):
+        return "a pickle"
+    if start[:1] in b"{[" and b"\0" not in start:
+        return "JSON"
+    known = {b"PK\3\4": "a zip archive, as torch.save and numpy.savez write them", b"\x1f\x8b\x08": "a gzip file",
+             b"\x89HDF": "an HDF5 file"}
+    return next((what for magic, what in known.items() if start.startswith(magic)), "")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -143,15 +177,12 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
         ``({name: tensor}, {key: text})``.
 
     Raises:
-        InputError: no such file, not a safetensors file, or cut short.
+        InputError: no such file, not a safetensors file, cut short, or with a header that is not as it must be: a
+            name that is there twice (which safetensors itself lets pass), a type that is not known, a shape that
+            does not fill its bytes, bytes of two tensors or of none. All problems are listed.
     """
-    file = existing_file(path)
-    try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            header = dict(opened.metadata() or {})
-            return {name: opened.get_tensor(name) for name in opened.keys()}, header
-    except safetensors.SafetensorError as error:
-        raise InputError(f"is not a whole safetensors file ({error})", source=file) from None
+    with _opened(path) as (opened, metadata):
+        return {name: opened.get_tensor(name) for name in opened.keys()}, metadata
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
@@ -163,13 +194,139 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, tuple[int, ...]
     Raises:
         InputError: as `read_tensors`.
     """
+    with _opened(path) as (opened, metadata):
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}, metadata
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A safetensors file whose header has been checked, and its metadata."""
     file = existing_file(path)
     try:
+        size, entries = _header_of(file)
+        if problems := _problems(entries, size):
+            raise _Damaged(some(problems, LISTED))
         with safetensors.safe_open(file, framework="pt") as opened:
-            header = dict(opened.metadata() or {})
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}, header
-    except safetensors.SafetensorError as error:
-        raise InputError(f"is not a whole safetensors file ({error})", source=file) from None
+            yield opened, dict(opened.metadata() or {})
+    except (_Damaged, safetensors.SafetensorError) as error:
+        raise InputError(f"is not a whole safetensors file: {error}", source=file) from None
+    except (RuntimeError, MemoryError) as error:  # larger than the memory there is
+        raise InputError(f"cannot be read: {str(error) or 'not enough memory'}", source=file) from None
+
+
+class _Damaged(Exception):
+    """What is wrong with a safetensors file."""
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that knows all its entries, those of a name that is there twice too."""
+
+    def __init__(self, entries: list[tuple[str, Any]]) -> None:
+        super().__init__(entries)
+        self.entries = entries
+        self.doubled = [name for name, count in Counter(name for name, _ in entries).items() if count > 1]
+
+
+def _header_of(file: Path) -> tuple[int, _Object]:
+    """The number of bytes behind the header of a safetensors file, and the header.
+
+    Raises:
+        _Damaged: there is none.
+    """
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if size < 8 or length > min(size - 8, LONGEST_HEADER):
+            kind = looks_like(file)
+            raise _Damaged(f"it is {kind}" if kind not in ("", "a safetensors file") else
+                           f"it has {size} bytes, a header alone needs 8" if size < 8 else
+                           f"its first 8 bytes tell of a header of {length} bytes where {size - 8} follow")
+        text = opened.read(length)
+    if not text.startswith(b"{"):
+        raise _Damaged("its header is no JSON object")
+    try:
+        return size - 8 - length, json.loads(text.decode("utf-8"), object_pairs_hook=_Object)
+    except UnicodeDecodeError as error:
+        raise _Damaged(f"its header is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except (RecursionError, ValueError) as error:
+        raise _Damaged(f"its header is no JSON ({error})") from None
+
+
+def _problems(header: _Object, size: int) -> list[str]:
+    """All that is wrong with the header of a safetensors file whose tensors have that many bytes together."""
+    problems = [f"{name!r} is in the header twice" for name in header.doubled]
+    ranges: set[tuple[int, int, str]] = set()
+    lost = False  # bytes of an unknown place: then others cannot be missed
+    for name, entry in header.entries:
+        wrong = _metadata_problem(entry) if name == "__metadata__" else _entry_problem(entry)
+        if wrong:
+            problems.append(f"{name!r} {wrong}")
+        if name == "__metadata__":
+            continue
+        if isinstance(entry, dict) and _is_range(entry.get("data_offsets")):
+            begin, end = entry["data_offsets"]
+            ranges.add((begin, end, name))  # a name twice for the same bytes is one problem, not two
+        else:
+            lost = True
+    return problems + _range_problems(sorted(ranges), size, lost)
+
+
+def _metadata_problem(entry: Any) -> str:
+    if not isinstance(entry, _Object):
+        return "is no object of texts"
+    if entry.doubled:
+        return f"has {some(map(repr, entry.doubled))} twice"
+    wrong = [name for name, text in entry.items() if not isinstance(text, str)]
+    return f"has {some(map(repr, wrong))}, which is no text" if wrong else ""
+
+
+def _entry_problem(entry: Any) -> str:
+    """What is wrong with the entry of one tensor, "" = nothing."""
+    if not isinstance(entry, _Object):
+        return f"is no object of {', '.join(FIELDS)}"
+    if entry.doubled:
+        return f"has {some(map(repr, entry.doubled))} twice"
+    if missing := [field for field in FIELDS if field not in entry]:
+        return f"has no {some(missing)}"
+    if unknown := [field for field in entry if field not in FIELDS]:
+        return f"has {some(map(repr, unknown))} beside {', '.join(FIELDS)}"
+    dtype, shape, offsets = (entry[field] for field in FIELDS)
+    if not isinstance(dtype, str) or dtype not in BITS:
+        return f"is of type {dtype!r:.40}, which is none of {', '.join(BITS)}"
+    if not _are_sizes(shape):
+        return f"has the shape {shape!r:.80}, which is no list of up to 64 whole numbers"
+    if not _is_range(offsets):
+        return f"has the data_offsets {offsets!r:.80}, which are no begin and end"
+    needed, there = math.prod(shape) * BITS[dtype], (offsets[1] - offsets[0]) * 8
+    if needed != there:
+        return f"is {dtype} {tuple(shape)}, which are {-(-needed // 8)} bytes, and has {there // 8}"
+    return ""
+
+
+def _are_sizes(value: Any) -> bool:
+    return (isinstance(value, list) and len(value) <= 64
+            and all(type(one) is int and 0 <= one < 2 ** 63 for one in value))
+
+
+def _is_range(value: Any) -> bool:
+    return _are_sizes(value) and len(value) == 2 and value[0] <= value[1]
+
+
+def _range_problems(ranges: Sequence[tuple[int, int, str]], size: int, lost: bool) -> list[str]:
+    """Bytes that belong to two tensors or, unless an entry is lost, to none; and whether they end with the file."""
+    problems, reached, last = [], 0, ""
+    for begin, end, name in ranges:
+        if begin < reached:
+            problems.append(f"{last!r} and {name!r} overlap")
+        elif begin > reached and not lost:
+            problems.append(f"{begin - reached} bytes before {name!r} belong to no tensor")
+        if end > reached or not last:
+            reached, last = end, name
+    if reached > size:
+        problems.append(f"its tensors need {reached} bytes and {size} are there (cut short?): {last!r} is not whole")
+    elif reached < size and not lost:
+        problems.append(f"{size - reached} bytes behind the last tensor belong to none")
+    return problems
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:

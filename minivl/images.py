@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from typing import Any
 
@@ -92,6 +92,15 @@ class Preprocessing:
         """The fields as values that JSON knows."""
         values = asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def resized(self, size: tuple[int, int]) -> Preprocessing:
+        """The same for tensors of another (H, W)."""
+        return replace(self, size=size)
+
+    @classmethod
+    def or_none(cls, values: Mapping[str, Any] | None) -> Preprocessing | None:
+        """`from_dict`, where None stands for an unknown one."""
+        return None if values is None else cls.from_dict(values)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *,
@@ -187,6 +196,29 @@ def batch(photos: Iterable[Photo], preprocessing: Preprocessing,
     if preprocessing.mode == "long":
         return tensors, [geometry.padded(size) for _, geometry in made]
     return tensors, [geometry for _, geometry in made]
+
+
+def image_mask(geometries: Sequence[Geometry]) -> Tensor:
+    """Where the images of a batch are picture, for models that see padding (CATR).
+
+    Args:
+        geometries: of the batch, as `batch` and `preprocess` give them.
+
+    Returns:
+        (B, H, W) boolean, True = picture, False = padded to the largest of the batch.
+
+    Raises:
+        InputError: no geometries, or tensors of several sizes, which are no batch.
+    """
+    sizes = {geometry.size for geometry in geometries}
+    if len(sizes) != 1:
+        found = " and ".join(map(str, sorted(sizes))) or "none"
+        raise InputError(f"geometries: give those of one batch, whose tensors are of one size (there are: {found})")
+    mask = torch.zeros(len(geometries), *sizes.pop(), dtype=torch.bool)  # (B, H, W)
+    for row, geometry in zip(mask, geometries):
+        height, width = geometry.content or geometry.size
+        row[:height, :width] = True
+    return mask
 
 
 def _finite(value: object) -> bool:
@@ -302,7 +334,7 @@ def preprocess(photos: Iterable[Photo], model: Any) -> tuple[Tensor, list[Geomet
 
     Args:
         photos: paths or PIL images.
-        model: anything with ``.preprocessing`` and, for the patch grid, ``.config`` (or ``.encoder.config``).
+        model: anything with ``.preprocessing`` and, for the grid, ``.cell``.
 
     Returns:
         ``((B, 3, H, W) float32, one Geometry per photo)``.
@@ -313,5 +345,4 @@ def preprocess(photos: Iterable[Photo], model: Any) -> tuple[Tensor, list[Geomet
     if model.preprocessing is None:
         raise InputError("the preprocessing of this model is unknown (neither its file nor its name told it): "
                          "set model.preprocessing = minivl.images.Preprocessing(size, mean, std, ...)")
-    config = model.encoder.config if hasattr(model, "encoder") else model.config
-    return batch(photos, model.preprocessing, config.patch_size)
+    return batch(photos, model.preprocessing, model.cell)

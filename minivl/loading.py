@@ -6,48 +6,52 @@ preprocessing, class names and tokenizer, and a sha256 over all of it.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .convert import table, timm
+from . import hub
+from .convert import huggingface, table
+from .convert.build import FAMILIES, Conversion, Model, convert, fill
 from .errors import InputError, some
-from .files import read_tensors, tensor_bytes, write_tensors
+from .files import read_json, read_tensors, tensor_bytes, write_tensors
+from .fingerprint import check_fingerprint
 from .images import Preprocessing
 from .models.captioner import Captioner, CaptionerConfig
-from .models.decoder import DecoderConfig
-from .models.presets import PRESETS, Preset
+from .models.clip import CLIP, CLIPConfig
+from .models.presets import ALIASES, PRESETS
 from .models.vit import ViT, ViTConfig
-from .text.tokenizer import Tokenizer
+from .text.published import read_tokenizer
 
-Model = ViT | Captioner
+__all__ = ["FAMILIES", "Conversion", "Model", "convert", "create", "find_weights", "from_state_dict", "load", "save"]
 
-FAMILIES: dict[str, ModuleType] = {"timm": timm}
+MODELS: dict[type, type[Model]] = {ViTConfig: ViT, CLIPConfig: CLIP, CaptionerConfig: Captioner}
+KINDS: dict[str, type[Model]] = {model.kind: model for model in MODELS.values()}
 HEADER_KEY, FORMAT = "minivl", 1
-# What tensors cannot tell: where presets of equal shapes differ in one of these, guessing would be silent.
-UNTOLD = ("num_heads", "act", "eps")
+PICKLED = (".pth", ".pt", ".bin", ".npz", ".ckpt")
 
 logger = logging.getLogger(__name__)
 
 
 # -- create --------------------------------------------------------------------------------------------------
 
-def create(name: str, *, num_classes: int | None = None, **overrides: Any) -> ViT:
-    """A randomly initialised ViT of a published size.
+def create(name: str, *, num_classes: int | None = None, **overrides: Any) -> Model:
+    """A randomly initialised model of a published size.
 
     Args:
-        name: one of `minivl.models.presets.PRESETS` (timm's names).
-        num_classes: classes of the head; None = the preset's, 0 = no head.
-        **overrides: other fields of `ViTConfig` to change.
+        name: one of `minivl.models.presets.PRESETS` (the names under which timm, open_clip and the hub know
+            them), or an old name of one.
+        num_classes: classes of a ViT's head; None = the preset's, 0 = no head.
+        **overrides: other fields of the config to change.
 
     Returns:
         The model, in training mode.
@@ -55,42 +59,42 @@ def create(name: str, *, num_classes: int | None = None, **overrides: Any) -> Vi
     Raises:
         InputError: an unknown preset or field, listing the known ones.
     """
-    preset = PRESETS.get(name)
+    preset = PRESETS.get(ALIASES.get(name, name))
     if preset is None:
-        raise InputError(f"unknown model {name!r}; known are: {some(sorted(PRESETS), 40)}")
+        alike = difflib.get_close_matches(name, PRESETS, 8, cutoff=0.5) or sorted(PRESETS)
+        raise InputError(f"unknown model {name!r}; known are, among {len(PRESETS)}: {some(alike)}")
     if num_classes is not None:
         overrides["num_classes"] = num_classes
-    config = _replaced(preset.config, overrides)
-    return ViT(config, preprocessing=replace(preset.preprocessing, size=config.image_size))
-
-
-def _replaced(config: ViTConfig, changes: Mapping[str, Any]) -> ViTConfig:
-    known = [field.name for field in fields(config)]
-    unknown = [name for name in changes if name not in known]
-    if unknown:
-        raise InputError(f"unknown field {some(unknown)}; a ViT has: {some(known, 30)}")
-    return replace(config, **changes)
+    known = [field.name for field in fields(preset.config)]
+    if unknown := [field for field in overrides if field not in known]:
+        raise InputError(f"unknown field {some(unknown)}; {name} has: {some(known, 40)}")
+    config, preprocessing = replace(preset.config, **overrides), preset.preprocessing
+    if isinstance(config, ViTConfig) and preprocessing is not None:
+        preprocessing = preprocessing.resized(config.image_size)
+    return MODELS[type(config)](config, preprocessing=preprocessing)
 
 
 # -- save ----------------------------------------------------------------------------------------------------
 
-def save(model: Model, path: str | os.PathLike[str]) -> None:
+def save(model: Model, path: str | os.PathLike[str], *, about: Mapping[str, Any] | None = None) -> None:
     """Write a model with all that is needed to use it; `load` gives it back bit for bit.
 
     Args:
-        model: a `ViT` or `Captioner`.
+        model: a `ViT`, `CLIP` or `Captioner`.
         path: a ``.safetensors`` file; replaced atomically.
+        about: where the weights come from (source, fingerprint, ...): kept in the header, not in the model.
 
     Raises:
         InputError: another suffix, or an object that is no model of ours.
     """
     if Path(path).suffix != ".safetensors":
         raise InputError("weights are saved as .safetensors: name the file so", source=path)
-    kind = {ViT: "vit", Captioner: "captioner"}.get(type(model))
-    if kind is None:
-        raise InputError(f"cannot save a {type(model).__name__}: a ViT or a Captioner is needed")
+    if type(model) not in KINDS.values():
+        raise InputError(f"cannot save a {type(model).__name__}: a ViT, a CLIP or a Captioner is needed")
     state = model.state_dict()
-    told = {"format": FORMAT, "kind": kind, "config": asdict(model.config), **model.header()}
+    told = {"format": FORMAT, "kind": model.kind, "config": asdict(model.config), **model.header()}
+    if about:
+        told["about"] = dict(about)
     header = json.loads(json.dumps(told))  # as it will be read: keys of notes are strings there
     header["sha256"] = _digest(state, header)
     write_tensors(path, state, {HEADER_KEY: json.dumps(header, sort_keys=True)})
@@ -110,39 +114,54 @@ def _digest(state: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
 
 # -- load ----------------------------------------------------------------------------------------------------
 
-def load(source: str | os.PathLike[str], *, num_classes: int | None = None, verify: bool = False) -> Model:
-    """A model from disk, in eval mode.
+def load(source: str | os.PathLike[str], *, num_classes: int | None = None,
+         image_size: int | tuple[int, int] | None = None, verify: bool = False) -> Model:
+    """A model from disk or from the hub, in eval mode.
 
     Args:
-        source: a safetensors file of ours or of a known family; or the name of weights shipped with the
-            library, looked for in ``$MINIVL_WEIGHTS``, the checkout's ``weights/``, the installed package
-            and the user cache.
+        source: a safetensors file of ours or of a known family; a folder that holds one with its config.json; the
+            name of weights shipped with the library, looked for in ``$MINIVL_WEIGHTS``, the checkout's
+            ``weights/``, the installed package and the user cache; a preset's name; or a hub id
+            (``owner/name``), downloaded into huggingface_hub's cache.
         num_classes: replaces the head of a classifier by a new random one (0 = no head) where it differs.
-        verify: recompute the sha256 that `save` wrote and refuse a file that differs from it.
+        image_size: (height, width) or side of the images to take; the position table of a ViT (of a CLIP's or
+            captioner's too) is resized by the rule its config names.
+        verify: recompute the sha256 that `save` wrote, and the fingerprint that a conversion noted, and refuse a
+            file that differs from either.
 
     Returns:
-        A `ViT` or `Captioner`.
+        A `ViT`, `CLIP` or `Captioner`.
 
     Raises:
-        InputError: no such file or name; a file that is no safetensors; tensors that do not fit, all of
+        InputError: no such file, name or hub id; a file that is no safetensors; tensors that do not fit, all of
             them listed; heads, activation or eps that neither file nor name tell; a failed verification.
     """
     path = find_weights(source)
+    if path.is_dir():
+        if verify:
+            raise InputError("carries no sha256 to verify: convert it first (python -m weights.convert)", source=path)
+        model = from_folder(path, name=str(source)).model
+    else:
+        model = _from_file(path, verify)
+    if num_classes is not None:
+        _replace_head(model, num_classes, path)
+    if image_size is not None:
+        resize(model, image_size, path)
+    return model.eval()
+
+
+def _from_file(path: Path, verify: bool) -> Model:
+    if path.suffix in PICKLED:
+        raise InputError(f"is not safetensors: python -m weights.convert {path} OUT.safetensors makes it so", source=path)
     state, metadata = read_tensors(path)
     if HEADER_KEY in metadata:
-        model = _own(state, metadata[HEADER_KEY], path, verify)
-    elif verify:
+        return _own(state, metadata[HEADER_KEY], path, verify)
+    if verify:
         raise InputError("carries no sha256 to verify: it was not written by minivl.save", source=path)
-    else:
-        try:
-            model = from_state_dict(state, name=path.name)
-        except InputError as error:
-            raise InputError(str(error), source=path) from None
-    if num_classes is not None:
-        if not isinstance(model, ViT):
-            raise InputError("is a captioner and has no classes: a ViT is needed here", source=path)
-        _replace_head(model, num_classes)
-    return model.eval()
+    try:
+        return from_state_dict(state, name=path.name)
+    except InputError as error:
+        raise InputError(str(error), source=path) from None
 
 
 def _own(state: dict[str, Tensor], header_text: str, path: Path, verify: bool) -> Model:
@@ -151,22 +170,10 @@ def _own(state: dict[str, Tensor], header_text: str, path: Path, verify: bool) -
         header = json.loads(header_text)
         if header["format"] != FORMAT:
             raise InputError(f"is of format {header['format']!r}, this version reads {FORMAT}", source=path)
-        settings = header["preprocessing"]
-        preprocessing = None if settings is None else Preprocessing.from_dict(settings)
-        config = header["config"]
-        model: Model
-        if header["kind"] == "vit":
-            names = header["class_names"]
-            model = ViT(ViTConfig(**config), preprocessing=preprocessing,
-                        class_names=None if names is None else tuple(names))
-        elif header["kind"] == "captioner":
-            text = header["tokenizer"]
-            tokenizer = None if text is None else Tokenizer.from_json(text)
-            model = Captioner(
-                CaptionerConfig(ViTConfig(**config["encoder"]), DecoderConfig(**config["decoder"])),
-                tokenizer=tokenizer, preprocessing=preprocessing, notes=header["notes"])
-        else:
+        if header["kind"] not in KINDS:
             raise InputError(f"holds a {header['kind']!r}, which this version does not know", source=path)
+        with torch.device("meta"):  # shapes are enough: every tensor is put in below
+            model = KINDS[header["kind"]].from_header(header)
     except InputError as error:
         raise InputError(str(error), source=path) from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
@@ -175,19 +182,42 @@ def _own(state: dict[str, Tensor], header_text: str, path: Path, verify: bool) -
     if verify and _digest(state, header) != header.get("sha256"):
         raise InputError("its sha256 is not that of its content: the file was changed after it was saved",
                          source=path)
-    _fill(model, state, str(path))
+    table.check(state, model.state_dict(), source=str(path))
+    fill(model, state)
+    if verify and "fingerprint" in header.get("about", {}):
+        check_fingerprint(model.eval(), header["about"]["fingerprint"], source=path)
     return model
 
 
-def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, *, rules: Sequence[table.Rule] = (),
-          unknown: Sequence[str] = ()) -> None:
-    """Put tensors into a model strictly, keeping their dtype."""
-    table.check(state, model.state_dict(), source=source, table=rules, unknown=unknown)
-    model.load_state_dict(state, strict=True, assign=True)
+def from_folder(folder: Path, *, name: str | None = None, state: Mapping[str, Tensor] | None = None,
+                family: str = "auto") -> Conversion:
+    """A model of a folder as the hub has them: weights, config.json, preprocessor_config.json, tokenizer files.
+
+    Args:
+        folder: the folder.
+        name: what it is called, e.g. its hub id.
+        state: its tensors, where they are not to be read from its safetensors.
+        family: as in `from_state_dict`.
+
+    Raises:
+        InputError: as `from_state_dict`; a file of the folder that is damaged.
+    """
+    described = {file.name: read_json(file) for file in sorted(folder.glob("*.json")) if file.name in hub.DESCRIPTIONS}
+    description = next((described[file] for file in hub.DESCRIPTIONS[:2] if file in described), None)
+    processor = next((described[file] for file in hub.DESCRIPTIONS[2:] if file in described), None)
+    try:
+        settings = huggingface.preprocessing(processor) if processor else None
+        return convert(hub.weights_of(folder) if state is None else state, family=family, name=name,
+                       description=description, preprocessing=Preprocessing.or_none(settings),
+                       tokenizer=read_tokenizer(folder, missing_ok=True))
+    except InputError as error:
+        raise InputError(str(error), source=folder if name is None else name) from None
 
 
-def _replace_head(model: ViT, num_classes: int) -> None:
+def _replace_head(model: Model, num_classes: int, source: Path) -> None:
     """No head, or a random one of another size; the latter is reported, because the trained one is gone."""
+    if not isinstance(model, ViT):
+        raise InputError(f"is a {model.kind} and has no classes: a ViT is needed here", source=source)
     if not isinstance(num_classes, int) or num_classes < 0:
         raise InputError(f"num_classes={num_classes!r}: give a whole number, 0 for no head")
     if num_classes == model.config.num_classes:
@@ -195,21 +225,29 @@ def _replace_head(model: ViT, num_classes: int) -> None:
     if num_classes:
         logger.info("head replaced: %d classes instead of %d, randomly initialised", num_classes,
                     model.config.num_classes)
-    model.config = replace(model.config, num_classes=num_classes)
-    model.class_names = None
-    model.head = nn.Identity()
-    if num_classes:
-        model.head = nn.Linear(model.config.width, num_classes, device=model.pos_embed.device,
-                               dtype=model.pos_embed.dtype)
-        nn.init.trunc_normal_(model.head.weight, std=0.02)
-        nn.init.zeros_(model.head.bias)
+    model.replace_head(num_classes)
+
+
+def resize(model: Model, image_size: int | tuple[int, int], source: str | os.PathLike[str] = "model") -> None:
+    """Let a model take images of another size, in place; see `ViT.resize`."""
+    if isinstance(model, ViT):
+        model.resize(image_size)
+        return
+    vit = model.visual if isinstance(model, CLIP) else model.encoder
+    if not isinstance(vit, ViT):
+        raise InputError("takes images of any size: image_size has nothing to change", source=source)
+    vit.preprocessing = model.preprocessing
+    vit.resize(image_size)
+    model.preprocessing, vit.preprocessing = vit.preprocessing, None
+    inner = {"vision": vit.config} if isinstance(model, CLIP) else {"encoder": vit.config}
+    model.config = replace(model.config, **inner)  # type: ignore[type-var, assignment]
 
 
 # -- foreign weights -----------------------------------------------------------------------------------------
 
 def from_state_dict(state: Mapping[str, Tensor], *, family: str = "auto",
-                    config: Mapping[str, Any] | None = None, name: str | None = None) -> ViT:
-    """A model of ours from another library's tensors in memory.
+                    config: Mapping[str, Any] | None = None, name: str | None = None) -> Model:
+    """A model of ours from another library's tensors in memory; `convert` gives its receipt too.
 
     What tensors cannot tell (heads, activation, eps, preprocessing) comes, in this order, from `config`,
     from a `name` that begins with a preset's, or from the presets of those shapes, if they agree.
@@ -217,105 +255,17 @@ def from_state_dict(state: Mapping[str, Tensor], *, family: str = "auto",
     Args:
         state: name -> tensor; not changed.
         family: one of `FAMILIES`, or "auto" to recognise it by its keys.
-        config: our fields (of `ViTConfig`), or the family's own description as a dict.
+        config: our fields (inner ones nested or dotted), or the family's own description as a dict.
         name: a preset's name, or a file name that begins with one.
 
     Returns:
         The model in eval mode, its tensors copies of those given, in their dtype.
 
     Raises:
-        InputError: an unknown family; tensors missing, unexpected or of another shape (all listed);
+        InputError: an unknown family; tensors missing, unexpected, doubled, of another shape or type (all listed);
             a field that contradicts the tensors; or several presets that fit and differ.
     """
-    if family != "auto" and family not in FAMILIES:
-        raise InputError(f"unknown family {family!r}; known are: {some(FAMILIES)}")
-    names = set(state)
-    known = [module for key, module in FAMILIES.items()
-             if (module.recognises(names) if family == "auto" else key == family)]
-    if not known:
-        raise InputError(f"these {len(names)} tensors are of no known family ({some(FAMILIES)}); "
-                         f"the first are: {some(sorted(names), 4)}")
-    module = known[0]
-    told = module.fields(state)
-    preset_name, preset = _preset(told, name)
-    described = module.describe(config) if config else None
-    given, preprocessing = described or (dict(config or {}), None)
-    full = _agree(told, given)
-    if preset is not None:
-        full = {**vars(preset.config), **full}
-        preprocessing = preprocessing or preset.preprocessing
-    elif "num_heads" not in full:
-        raise InputError(_undecided(told))
-    model_config = _vit_config(full)
-    if preprocessing is not None:
-        preprocessing = replace(preprocessing, size=model_config.image_size)
-    with torch.device("meta"):  # shapes are enough: every tensor is put in below
-        model = ViT(model_config, preprocessing=preprocessing)
-    tensors, unknown = table.rename(state, module.TABLE)
-    # Copies: training this model shall not change the tensors it came from, nor another model made of them.
-    tensors = {ours: tensor.detach().clone() for ours, tensor in tensors.items()}
-    _fill(model, tensors, preset_name or "weights", rules=module.TABLE, unknown=unknown)
-    return model.eval()
-
-
-def _agree(told: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields from tensors and from the caller; raises where they contradict."""
-    full = dict(told)
-    for field, value in given.items():
-        value = tuple(value) if isinstance(value, list) else value
-        value = (value, value) if field in ("image_size", "patch_size") and isinstance(value, int) else value
-        # Tensors tell the number of patches only: an image_size of another number will not fit pos_embed.
-        if field in told and told[field] != value and field != "image_size":
-            raise InputError(f"config says {field}={value!r}, the tensors say {told[field]!r}")
-        full[field] = value
-    return full
-
-
-def _vit_config(full: Mapping[str, Any]) -> ViTConfig:
-    """A config of these fields; raises where one is unknown, or one without a default is not among them."""
-    known = [field.name for field in fields(ViTConfig)]
-    if strange := [name for name in full if name not in known]:
-        raise InputError(f"config: unknown field {some(strange)}; a ViT has: {some(known, 30)}")
-    needed = [field.name for field in fields(ViTConfig) if field.default is MISSING]
-    if untold := [name for name in needed if name not in full]:
-        raise InputError(f"tensors that tell {some(untold)} are missing or oddly shaped, and no preset is "
-                         f"named: give name= or config={{{untold[0]!r}: ...}}")
-    return ViTConfig(**full)
-
-
-def _fitting(told: Mapping[str, Any]) -> dict[str, Preset]:
-    """Presets of the shapes the tensors have (the head apart)."""
-    return {name: preset for name, preset in PRESETS.items()
-            if all(getattr(preset.config, field) == value for field, value in told.items()
-                   if field not in ("num_classes", "pool"))}
-
-
-def _preset(told: Mapping[str, Any], name: str | None) -> tuple[str | None, Preset | None]:
-    """The preset that `name` begins with, or the one all fitting presets agree with."""
-    fitting = _fitting(told)
-    if name is not None:
-        named = [known for known in PRESETS if name.startswith(known)]
-        if named:
-            longest = max(named, key=len)
-            if longest not in fitting:
-                raise InputError(f"is named {longest}, but its tensors have other shapes"
-                                 + (f"; they fit: {some(fitting)}" if fitting else ""))
-            return longest, PRESETS[longest]
-    alike = {(tuple(getattr(preset.config, field) for field in UNTOLD), preset.preprocessing)
-             for preset in fitting.values()}
-    if len(alike) == 1:
-        return next(iter(fitting.items()))
-    return None, None
-
-
-def _undecided(told: Mapping[str, Any]) -> str:
-    fitting = _fitting(told)
-    if fitting:
-        return ("heads, activation, eps and preprocessing are not in the tensors, and several presets fit: "
-                f"{some(fitting)}; name the file after one, or give name= or config=")
-    shapes = ", ".join(f"{field} {told[field]}" for field in ("width", "depth", "patch_size", "image_size")
-                       if field in told)
-    return f"no preset has these shapes ({shapes}): give config={{'num_heads': ...}}"
+    return convert(state, family=family, config=config, name=name).model
 
 
 # -- where weights lie ---------------------------------------------------------------------------------------
@@ -324,12 +274,11 @@ def weight_folders() -> list[Path]:
     """Where shipped weights are looked for, in this order."""
     named = os.environ.get("MINIVL_WEIGHTS")
     here = Path(__file__).resolve().parent
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minivl"
-    return [*([Path(named)] if named else []), here.parent / "weights", here / "_weights", cache / "weights"]
+    return [*([Path(named)] if named else []), here.parent / "weights", here / "_weights", hub.cache_folder()]
 
 
 def find_weights(source: str | os.PathLike[str]) -> Path:
-    """The file of a path or of a shipped name.
+    """The file or folder of a path, of a shipped name, of a preset or of a hub id (which is downloaded).
 
     Raises:
         InputError: there is none; shipped names are listed.
@@ -338,12 +287,27 @@ def find_weights(source: str | os.PathLike[str]) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise InputError("is a folder, a .safetensors file is needed", source=path)
+        if not any((path / name).is_file() for name in hub.DESCRIPTIONS):
+            raise InputError("is a folder without a config.json; a .safetensors file is needed", source=path)
+        return path
     shipped: dict[str, Path] = {}
     for folder in reversed(weight_folders()):
         shipped.update({file.stem: file for file in sorted(folder.glob("*.safetensors"))})
     name = path.name.removesuffix(".safetensors")  # not path.stem: names may hold dots
     if path.parent == Path(".") and name in shipped:
         return shipped[name]
+    preset = PRESETS.get(ALIASES.get(str(source), str(source)))
+    if preset is not None and preset.hub is None:
+        raise InputError("is a preset without published weights: minivl.create makes a random model of it",
+                         source=source)
+    if preset is not None or hub.is_id(str(source)):
+        id = str(source) if preset is None or preset.hub is None else preset.hub
+        converted = hub.converted(id)
+        try:
+            return converted if converted.is_file() else hub.snapshot(id)
+        except InputError as error:
+            if preset is not None:
+                raise
+            raise InputError(f"no such file; as a hub id: {error}", source=source) from None
     raise InputError(f"no such file, and no weights of that name are shipped; there are: "
                      f"{some(shipped) if shipped else 'none'}", source=path)

@@ -166,7 +166,7 @@ def test_query_key_value_biases_can_be_left_out() -> None:
 
 
 ACTS = {"relu": lambda x: x.clamp_min(0), "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
-        "gelu_tanh": lambda x: x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))}
+        "quick_gelu": lambda x: x / (1 + torch.exp(-1.702 * x)), "gelu_tanh": lambda x: x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))}
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -185,5 +185,5 @@ def test_mlp_is_two_linear_maps_around_its_activation(name: str) -> None:
 
 
 def test_an_unknown_activation_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match="'swish'.*gelu, gelu_tanh, relu"):
+    with pytest.raises(InputError, match="'swish'.*gelu, gelu_tanh, quick_gelu, relu"):
         EncoderBlock(WIDTH, H, MLP, act="swish")

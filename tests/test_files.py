@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import stat
+import struct
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,26 @@ def test_broken_json(tmp_path: Path, content: bytes, message: str) -> None:
     assert caught.value.source == str(tmp_path / "v.json")
 
 
-@pytest.mark.parametrize("read", [files.read_json, files.read_tensors, files.read_header, files.sha256])
+READERS = [files.read_json, files.read_tensors, files.read_header, files.sha256]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, read: object) -> None:
+    """Reading a pipe waits for ever, reading a device may never end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(InputError, match=f"^{path}: is a pipe, a socket or a device"):
+            read(path)
+    (tmp_path / "lost").symlink_to(tmp_path / "nothing")
+    with pytest.raises(InputError, match="lost: no such file"):
+        read(tmp_path / "lost")
+    files.write_json(tmp_path / "v.json", 1)
+    (tmp_path / "found").symlink_to(tmp_path / "v.json")
+    assert files.existing_file(tmp_path / "found") == tmp_path / "found"
+
+
+@pytest.mark.parametrize("read", READERS)
 def test_missing_files_and_folders(tmp_path: Path, read: object) -> None:
     with pytest.raises(InputError, match="nowhere.bin: no such file"):
         read(tmp_path / "nowhere.bin")
@@ -164,6 +184,216 @@ def test_broken_weight_files(tmp_path: Path, damage: object) -> None:
         with pytest.raises(InputError, match="bad.safetensors: is not a whole safetensors file") as caught:
             read(tmp_path / "bad.safetensors")
         assert "\n" not in str(caught.value)
+
+
+# -- the header of a safetensors file, before safetensors sees it --------------------------------------------
+
+A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+B = {"dtype": "I16", "shape": [2, 3], "data_offsets": [8, 20]}
+START = "is not a whole safetensors file: "
+
+
+def stored(path: Path, header: object, data: int | bytes = 20) -> Path:
+    """A file of that header (JSON, text or bytes) and that many bytes behind it."""
+    if not isinstance(header, bytes):
+        header = (header if isinstance(header, str) else json.dumps(header)).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + (bytes(data) if isinstance(data, int) else data))
+    return path
+
+
+def told(path: Path) -> str:
+    """What both readers say, which is the same and one line, without the file's name and the beginning."""
+    lines = set()
+    for read in (files.read_tensors, files.read_header):
+        with pytest.raises(InputError) as caught:
+            read(path)
+        lines.add(str(caught.value))
+    line, = lines
+    assert line.startswith(f"{path}: {START}") and "\n" not in line
+    return line.removeprefix(f"{path}: {START}")
+
+
+def pairs(*entries: tuple[str, object]) -> str:
+    """A JSON object in which names may be there twice."""
+    return "{" + ", ".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries) + "}"
+
+
+def test_headers_that_are_as_they_must_be(tmp_path: Path) -> None:
+    scalar = {"dtype": "F64", "shape": [], "data_offsets": [20, 28]}
+    none = {"dtype": "F32", "shape": [0, 7], "data_offsets": [8, 8]}
+    for header, size in (({"a": A, "b": B}, 20), ({"b": B, "a": A}, 20), ({}, 0), ({"a": A}, 8),
+                         ({"__metadata__": {}, "a": A}, 8), ({"__metadata__": {"": "x"}, "": A}, 8),
+                         ({"s": scalar, "n": none, "b": B, "a": A}, 28), (json.dumps({"a": A}) + "   ", 8)):
+        shapes, metadata = files.read_header(stored(tmp_path / "a.safetensors", header, size))
+        tensors, same = files.read_tensors(tmp_path / "a.safetensors")
+        entries = header if isinstance(header, dict) else json.loads(header)
+        assert metadata == same == entries.get("__metadata__", {})
+        assert {name: list(shape) for name, shape in shapes.items()} == {
+            name: entry["shape"] for name, entry in entries.items() if name != "__metadata__"}
+        assert shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def test_every_type_there_is(tmp_path: Path) -> None:
+    """What torch can hold and safetensors writes is read: the table of sizes has no gap and no mistake."""
+    from safetensors.torch import _TYPES
+    for name, dtype in {**_TYPES, "F4": torch.float4_e2m1fn_x2, "F8_E8M0": torch.float8_e8m0fnu}.items():
+        given = torch.arange(48, dtype=torch.uint8).remainder(2).view(dtype)
+        files.write_tensors(tmp_path / "a.safetensors", {"x": given})
+        found = files.read_tensors(tmp_path / "a.safetensors")[0]["x"]
+        assert found.dtype == dtype and torch.equal(found.view(torch.uint8), given.view(torch.uint8)), name
+        assert json.loads((tmp_path / "a.safetensors").read_bytes()[8:].split(b"}}")[0] + b"}}")["x"]["dtype"] == name
+    assert set(_TYPES) | {"F4", "F8_E8M0"} == set(files.BITS)
+
+
+@pytest.mark.parametrize("entry, problem", [
+    (None, "'b' is no object of dtype, shape, data_offsets"), ([1], "'b' is no object of"), ("x", "'b' is no object"),
+    ({}, "'b' has no dtype, shape, data_offsets"), ({**B, "dtype": None}, "'b' is of type None, which is none of BOOL"),
+    ({key: B[key] for key in ("dtype", "shape")}, "'b' has no data_offsets"),
+    ({**B, "offsets": 1}, "'b' has 'offsets' beside dtype, shape, data_offsets"),
+    ({**B, "dtype": "F99"}, "'b' is of type 'F99', which is none of BOOL, U8"),
+    ({**B, "dtype": ["I16"]}, "type ['I16']"),
+    ({**B, "shape": 6}, "'b' has the shape 6, which is no list of up to 64 whole numbers"),
+    ({**B, "shape": [2.0, 3]}, "the shape [2.0, 3]"), ({**B, "shape": [-2, -3]}, "the shape [-2, -3]"),
+    ({**B, "shape": [True, 6]}, "the shape [True, 6]"), ({**B, "shape": ["2", 3]}, "the shape ['2', 3]"),
+    ({**B, "shape": [2 ** 63, 0]}, "the shape [9223372036854775808, 0]"), ({**B, "shape": [1] * 65}, "the shape [1, 1"),
+    ({**B, "shape": [2, 4]}, "'b' is I16 (2, 4), which are 16 bytes, and has 12"),
+    ({**B, "dtype": "I8"}, "'b' is I8 (2, 3), which are 6 bytes, and has 12"),
+    ({**B, "shape": [2 ** 62] * 20}, "which are "),
+    ({**B, "dtype": "F4", "shape": [25]}, "which are 13 bytes, and has 12"),
+    ({**B, "data_offsets": [8]}, "'b' has the data_offsets [8], which are no begin and end"),
+    ({**B, "data_offsets": [20, 8]}, "the data_offsets [20, 8]"),
+    ({**B, "data_offsets": [8, 20, 20]}, "data_offsets [8, 20, "),
+    ({**B, "data_offsets": [-12, 0]}, "the data_offsets [-12, 0]"),
+    ({**B, "data_offsets": {"0": 8}}, "data_offsets {'0'"),
+    ({**B, "data_offsets": ["8", "20"]}, "the data_offsets ['8', '20']"),
+    ({**B, "data_offsets": [8.0, 20]}, "[8.0, 20]"),
+])
+def test_an_entry_that_is_wrong(tmp_path: Path, entry: object, problem: str) -> None:
+    """One problem, which names the tensor; nothing is said of the other, nor of bytes that would have been its."""
+    line = told(stored(tmp_path / "a.safetensors", {"a": A, "b": entry}))
+    assert problem in line and line.startswith("'b' ") and "'a'" not in line and "; " not in line
+    assert "belong" not in line and len(line) < 1600
+
+
+@pytest.mark.parametrize("header, size, problem", [
+    (pairs(("a", A), ("b", B), ("a", A)), 20, "'a' is in the header twice"),  # safetensors takes the last
+    (pairs(("a", A), ("a", {**A, "data_offsets": [8, 16]})), 16, "'a' is in the header twice"),
+    (pairs(("__metadata__", {}), ("a", A), ("__metadata__", {})), 8, "'__metadata__' is in the header twice"),
+    ('{"a": {"dtype": "F32", "shape": [2], "shape": [2], "data_offsets": [0, 8]}}', 8, "'a' has 'shape' twice"),
+    ('{"__metadata__": {"x": "1", "y": "1", "x": "1"}, "a": %s}' % json.dumps(A), 8, "'__metadata__' has 'x' twice"),
+    ({"__metadata__": {"x": 1, "y": "1", "z": None}, "a": A}, 8, "'__metadata__' has 'x', 'z', which is no text"),
+    ({"__metadata__": ["x"], "a": A}, 8, "'__metadata__' is no object of texts"),
+    ({"__metadata__": None, "a": A}, 8, "'__metadata__' is no object of texts"),
+    ({"a": A, "c": A}, 8, "'a' and 'c' overlap"),
+    ({"a": A, "b": {**B, "data_offsets": [6, 18]}}, 18, "'a' and 'b' overlap"),
+    ({"a": A, "b": B, "c": {"dtype": "U8", "shape": [3], "data_offsets": [2, 5]}}, 20, "'a' and 'c' overlap"),
+    ({"a": A, "c": {"dtype": "U8", "shape": [0], "data_offsets": [4, 4]}}, 8, "'a' and 'c' overlap"),
+    ({"a": A, "b": {**B, "data_offsets": [9, 21]}}, 21, "1 bytes before 'b' belong to no tensor"),
+    ({"b": B}, 20, "8 bytes before 'b' belong to no tensor"),
+    ({"a": A, "b": B}, 21, "1 bytes behind the last tensor belong to none"),
+    ({}, 3, "3 bytes behind the last tensor belong to none"),
+    ({"a": A, "b": B}, 19, "its tensors need 20 bytes and 19 are there (cut short?): 'b' is not whole"),
+    ({"b": B, "a": A}, 0, "its tensors need 20 bytes and 0 are there (cut short?): 'b' is not whole"),
+])
+def test_headers_that_contradict_themselves(tmp_path: Path, header: object, size: int, problem: str) -> None:
+    assert told(stored(tmp_path / "a.safetensors", header, size)) == problem
+
+
+def test_all_problems_of_a_header_in_one_line(tmp_path: Path) -> None:
+    header = pairs(("__metadata__", {"k": 1}), ("a", A), ("a", {**A, "data_offsets": [28, 36]}),
+                   ("b", {**B, "dtype": "F17"}), ("c", {**B, "shape": [7], "data_offsets": [10, 22]}),
+                   ("d", {**A, "data_offsets": [40, 48]}))
+    line = told(stored(tmp_path / "a.safetensors", header, 50))
+    for problem in ("'a' is in the header twice", "'__metadata__' has 'k', which is no text", "'b' is of type 'F17'",
+                    "'c' is I16 (7,), which are 14 bytes, and has 12", "'b' and 'c' overlap",
+                    "6 bytes before 'a' belong", "4 bytes before 'd' belong", "2 bytes behind the last tensor"):
+        assert line.count(problem) == 1, problem
+    many = told(stored(tmp_path / "a.safetensors", {f"t{index}": 1 for index in range(1000)}))
+    assert many.endswith("and 992 more") and many.count("is no object") == 8
+
+
+@pytest.mark.parametrize("content, problem", [
+    (b"", "it is an empty file"), (b"\0" * 7, "it has 7 bytes, a header alone needs 8"),
+    (b"\0" * 16, "its header is no JSON object"),
+    (struct.pack("<Q", 9) + b"{}", "tell of a header of 9 bytes where 2 follow"),
+    (struct.pack("<Q", 2 ** 64 - 1) + b"{}", "a header of 18446744073709551615 bytes where 2 follow"),
+    (struct.pack("<Q", 3) + b" {}", "its header is no JSON object"), (struct.pack("<Q", 4) + b"null", "no JSON object"),
+    (struct.pack("<Q", 3) + b"{}\0", "its header is no JSON (Extra data"),
+    (struct.pack("<Q", 1) + b"{", "is no JSON ("),
+    (struct.pack("<Q", 8) + b'{"\xff": 1}', "its header is not UTF-8 text (invalid start byte at byte 2"),
+    (struct.pack("<Q", 6 + 10 ** 5) + b'{"a": ' + b"[" * 10 ** 5, "its header is no JSON ("),
+    (struct.pack("<Q", 5007) + b'{"a": ' + b"1" * 5000 + b"}", "its header is no JSON ("),
+    (b"<!DOCTYPE html>\n<html><body>401</body></html>", "it is an HTML page"),
+    (b"\xef\xbb\xbf\n <html lang=en>", "HTML page"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n", "it is a pointer of Git LFS"),
+    (b'{"error": "not found"}', "it is JSON"), (b"PK\3\4" + bytes(100), "it is a zip archive, as torch.save"),
+    (b"\x80\2}q\0X" + bytes(10), "it is a pickle"), (b"\x1f\x8b\x08\0" + bytes(10), "it is a gzip file"),
+    (b"\x89HDF\r\n\x1a\n" + bytes(10), "it is an HDF5 file"),
+    # lengths whose first byte is that of a pickle or of JSON
+    (struct.pack("<Q", 0x0280) + b'{"a', "tell of a header of 640 bytes where 3 follow"),
+    (struct.pack("<Q", 0x0280), "tell of a header of 640 bytes where 0 follow"),
+    (struct.pack("<Q", 0x7b), "tell of a header of 123 bytes where 0 follow"),
+    (struct.pack("<Q", 0x4b50) + b"{", "tell of a header of 19280 bytes where 1 follow"),
+])
+def test_files_without_a_header(tmp_path: Path, content: bytes, problem: str) -> None:
+    (tmp_path / "a.safetensors").write_bytes(content)
+    assert problem in told(tmp_path / "a.safetensors")
+
+
+def test_a_header_longer_than_any(tmp_path: Path) -> None:
+    """Nothing is read of it, however many bytes follow: this file is 4 TB long and holds none of them."""
+    with open(tmp_path / "a.safetensors", "wb") as opened:
+        opened.write(struct.pack("<Q", files.LONGEST_HEADER + 1) + b"{")
+        opened.truncate(2 ** 42)
+    assert "tell of a header of 100000001 bytes where 4398046511096 follow" in told(tmp_path / "a.safetensors")
+
+
+def test_files_that_are_long_and_hold_nothing(tmp_path: Path) -> None:
+    file = stored(tmp_path / "a.safetensors", {"a": A, "b": B})
+    whole = file.stat().st_size
+    os.truncate(file, 2 ** 42)
+    assert told(file) == f"{2 ** 42 - whole} bytes behind the last tensor belong to none"
+    os.truncate(file, 150)
+    assert "(cut short?)" in told(file)
+
+
+def test_what_does_not_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = stored(tmp_path / "a.safetensors", {"a": A}, 8)
+    for error in (RuntimeError("unable to mmap 8 bytes"), MemoryError()):
+        def full(*args: object, error: Exception = error, **options: object) -> None:
+            raise error
+
+        monkeypatch.setattr(files.safetensors, "safe_open", full)
+        with pytest.raises(InputError, match=f"a.safetensors: cannot be read: {str(error) or 'not enough memory'}"):
+            files.read_tensors(file)
+
+
+def test_a_file_cut_at_any_length(tmp_path: Path) -> None:
+    content = whole_file(tmp_path)
+    for length in range(len(content)):
+        (tmp_path / "bad.safetensors").write_bytes(content[:length])
+        told(tmp_path / "bad.safetensors")
+
+
+def test_any_one_bit_of_the_header(tmp_path: Path) -> None:
+    """Either one clear line, or a file that is as whole as before: another letter in a name or a text, another type
+    of the same size. No other exception, and nothing that safetensors alone would have refused gets through."""
+    content = whole_file(tmp_path)
+    length = struct.unpack("<Q", content[:8])[0]
+    file, passed = tmp_path / "bad.safetensors", 0
+    for bit in range(8 * (8 + length)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        try:
+            tensors, _ = files.read_tensors(file)
+        except InputError as error:
+            assert str(error).startswith(f"{file}: {START}") and "\n" not in str(error)
+            continue
+        passed += 1
+        assert sorted(tensor.nbytes for tensor in tensors.values()) == sorted(
+            tensor.nbytes for tensor in TENSORS.values())
+    assert 0 < passed < 8 * length / 4
 
 
 def test_a_failing_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

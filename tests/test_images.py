@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from minivl.errors import InputError
-from minivl.images import Preprocessing, batch, open_photo, to_tensor
+from minivl.images import Preprocessing, batch, image_mask, open_photo, to_tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET = Preprocessing(size=(224, 224), mean=MEAN, std=STD)
@@ -395,6 +395,21 @@ def test_long_batch_is_padded_after_normalisation() -> None:
         assert geometry.content == (height, width) and geometry.size == (96, 96)
         assert geometry.window == single.window
     assert geometries[1].valid.tolist() == [[True] * 3, [True] * 3, [False] * 3]  # 57 x 96
+
+
+def test_the_mask_of_a_padded_batch() -> None:
+    preprocessing = Preprocessing(size=(96, 96), mean=(0.5,) * 3, std=(0.25,) * 3, mode="long")
+    tensors, geometries = batch([photo(120, 90, 1), photo(60, 100, 2), photo(50, 51, 3)], preprocessing, 32)
+    mask = image_mask(geometries)
+    assert mask.dtype == torch.bool and torch.equal(mask, (tensors != 0).any(1))  # mean 0.5 is no 8-bit value
+    assert not mask[0].all() and not mask[1].all() and mask[1].sum() == 57 * 96
+    alone = to_tensor(photo(60, 100), preprocessing, 32)[1]
+    assert image_mask([alone]).shape == (1, 57, 96) and image_mask([alone]).all()
+    assert image_mask(batch([photo(9, 9)] * 2, IMAGENET, 16)[1]).all()  # nothing but long pads a batch
+    with pytest.raises(InputError, match=r"of one size \(there are: \(57, 96\) and \(96, 96\)\)"):
+        image_mask([alone, geometries[0]])
+    with pytest.raises(InputError, match="there are: none"):
+        image_mask([])
 
 
 # ---- settings

@@ -17,7 +17,9 @@ ALLOWED = {  # part -> the parts it may import besides itself
     **{part: BOTTOM for part in BOTTOM | LEAVES},
     "models": BOTTOM | LEAVES,
     "convert": BOTTOM | {"models"},
-    "loading": BOTTOM | LEAVES | {"models", "convert"},
+    "hub": BOTTOM,
+    "fingerprint": BOTTOM | {"models"},
+    "loading": BOTTOM | LEAVES | {"models", "convert", "hub", "fingerprint"},
     "data": BOTTOM | LEAVES,
     "train": BOTTOM | LEAVES | {"data", "models", "loading"},
     "plotting": BOTTOM | LEAVES,
@@ -25,7 +27,7 @@ ALLOWED = {  # part -> the parts it may import besides itself
     "__init__": BOTTOM | LEAVES | {"models", "convert", "loading", "data"},
 }
 OUTSIDE = {"torch", "torchvision", "numpy", "PIL", "tokenizers", "safetensors"}  # for everybody
-OUTSIDE_OF = {"plotting": {"matplotlib"}, "programs": {"tqdm"}}
+OUTSIDE_OF = {"plotting": {"matplotlib"}, "programs": {"tqdm"}, "hub": {"huggingface_hub"}}
 PROGRAMS_ONLY = {"train", "plotting", "programs"}
 PEERS = {"timm", "transformers", "open_clip", "pycocoevalcap"}
 MODULES = sorted((ROOT / "minivl").rglob("*.py"))

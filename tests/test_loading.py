@@ -276,7 +276,7 @@ def test_create() -> None:
 
 
 def test_create_lists_what_there_is() -> None:
-    with pytest.raises(minivl.InputError, match="vit_tiny_patch_224.*known are.*vit_tiny_patch16_224"):
+    with pytest.raises(minivl.InputError, match="vit_tiny_patch_224.*known are, among.*vit_tiny_patch16_224"):
         minivl.create("vit_tiny_patch_224")
     with pytest.raises(minivl.InputError, match="hidden_size.*mlp_dim"):
         minivl.create("vit_tiny_patch16_224", hidden_size=3)
@@ -340,7 +340,7 @@ def test_names_are_found_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_paths_are_not_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIVL_WEIGHTS", str(tmp_path))
     minivl.save(classifier(), tmp_path / "model.safetensors")
-    for wrong in ("elsewhere/model", "elsewhere/model.safetensors", "model.pth", tmp_path / "no.safetensors"):
+    for wrong in ("elsewhere/deep/model", "elsewhere/model.safetensors", "model.pth", tmp_path / "no.safetensors"):
         with pytest.raises(minivl.InputError, match="no such file") as caught:
             minivl.load(wrong)
         assert str(caught.value).startswith(str(wrong))

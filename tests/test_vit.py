@@ -16,7 +16,7 @@ from minivl.convert.timm import TABLE
 from minivl.models.presets import PRESETS
 from minivl.models.vit import ViT, ViTConfig
 
-OF_TIMM = [name for name in PRESETS if not name.startswith("scenes")]
+OF_TIMM = [name for name, preset in PRESETS.items() if preset.families == ("timm",) and not name.startswith("scenes")]
 # timm's name, arguments of its create_model, side of the picture
 MODELS = {
     "vit_tiny": ("vit_tiny_patch16_224", {"img_size": 64, "num_classes": 17}, 64),
@@ -112,9 +112,9 @@ def test_presets_are_timms(name: str) -> None:
     with torch.device("meta"):
         theirs = timm.create_model(name)
         ours = minivl.create(name)
-    tensors, unknown = table.rename(theirs.state_dict(), TABLE)
-    assert not unknown
-    assert {key: value.shape for key, value in tensors.items()} \
+    renaming = table.rename(theirs.state_dict(), TABLE)
+    assert not renaming.unknown and not renaming.doubled
+    assert {key: value.shape for key, value in renaming.tensors.items()} \
         == {key: value.shape for key, value in ours.state_dict().items()}
     config, block = ours.config, theirs.blocks[0]
     assert (config.width, config.depth) == (theirs.embed_dim, len(theirs.blocks))

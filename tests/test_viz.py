@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from catr_reference import catr_state
 from PIL import Image
 
 import minivl
@@ -123,6 +124,38 @@ def test_panels_show_the_looks_that_chose_the_words(weights: Path, photos: Path,
         torch.testing.assert_close(torch.from_numpy(panels[place + 1][1]), expected, equal_nan=True)
     assert "layer 1 (of 0 to 2), mean of heads 0, 2" in texts["note"] and "[class]" in texts["note"]
     assert (texts["caption"], texts["logprob"]) == (caption.text, pytest.approx(caption.logprob, abs=1e-4))
+
+
+def test_photos_of_all_shapes_come_one_by_one_to_catr(photos: Path, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    model = minivl.from_state_dict(catr_state())
+    assert isinstance(model, Captioner)
+    model.preprocessing = Preprocessing((70, 70), MEAN, MEAN, mode="long")
+    minivl.save(model, tmp_path / "catr.safetensors")
+    drawn = []
+    monkeypatch.setattr(viz, "caption_sheet", lambda *args, **texts: drawn.append((*args, texts)))
+    monkeypatch.setattr(viz, "save_figure", lambda figure, target: None)
+    run("caption", photos, "--weights", tmp_path / "catr.safetensors", "--max-len", 4, "--json")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    files = [photos / "a_turned.jpg", photos / "b_wide.jpg"]
+    expected = model.caption(files, max_len=4)
+    assert [row["ids"] for row in rows] == [list(caption.ids) for caption in expected]
+    assert [photo.size for photo, *_ in drawn] == [(60, 90), (90, 60)]
+    for file, caption, (_, panels, texts) in zip(files, expected, drawn):
+        images, (geometry,) = minivl.preprocess([file], model)
+        record = minivl.AttnRecord(sites=("cross",), layers=[-1])
+        model.replay(images, [caption.ids[:-1]], attn=record)
+        assert len(panels) == len(caption.ids)  # without a tokenizer every id has one
+        grids = record["cross", -1][0].mean(0).reshape(-1, *geometry.grid)  # 70 x 46 or 46 x 70: 5 x 3 or 3 x 5
+        for (_, heat), grid in zip(panels[1:], grids, strict=True):
+            view = minivl.maps.upsample(grid, viz.shown(geometry, len(panels)))
+            torch.testing.assert_close(torch.from_numpy(heat), view)
+            assert np.isfinite(heat).all()  # all of the photo was seen
+    run("caption", "--weights", tmp_path / "catr.safetensors", "--scenes", 1, "--max-len", 4)
+    assert drawn[-1][0].size == (70, 70)
+    with pytest.raises(InputError, match=r"no \[class\] token"):
+        run("attention", photos, "--weights", tmp_path / "catr.safetensors", "--out", tmp_path / "out")
 
 
 def test_spans() -> None:

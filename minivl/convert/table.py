@@ -1,12 +1,15 @@
-"""Key tables: how a family's tensor names become ours, with every problem in one error."""
+"""Key tables: how a family's tensor names become ours, with a receipt, and every problem in one error."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError, some
@@ -22,11 +25,80 @@ class Rule(NamedTuple):
         targets: our names it fills; several share a fused tensor, which is split evenly along its first
             dimension; empty = dropped on purpose.
         change: what is done to the tensor first.
+        why: why it is dropped; or, with `tied`, what it is a copy of.
+        tied: another tensor of the file may fill the same name, if it is equal to this one.
     """
 
     source: str
     targets: tuple[str, ...]
     change: Callable[[Tensor], Tensor] | None = None
+    why: str = ""
+    tied: bool = False
+
+
+def drop(source: str, why: str) -> Rule:
+    """A tensor that is left out on purpose."""
+    return Rule(source, (), why=why)
+
+
+def same(*names: str) -> tuple[Rule, ...]:
+    """Tensors that are called there as they are here."""
+    return tuple(Rule(name, (name,)) for name in names)
+
+
+def renamed(pairs: Mapping[str, str]) -> tuple[Rule, ...]:
+    """Tensors that only have another name."""
+    return tuple(Rule(source, (target,)) for source, target in pairs.items())
+
+
+def under(rules: Sequence[Rule], source: str, target: str) -> tuple[Rule, ...]:
+    """The same rules for a model inside another: prefixes (with their dots) of the names on either side."""
+    return tuple(rule._replace(source=source + rule.source, targets=tuple(target + name for name in rule.targets))
+                 for rule in rules)
+
+
+@dataclass
+class Receipt:
+    """What became of every tensor of a file.
+
+    Attributes:
+        used: its name -> ours (several where a fused tensor was split).
+        dropped: its name -> the rule by which it was left out.
+        notes: anything else that was done to the file.
+    """
+
+    used: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The receipt as text, a line per tensor."""
+        width = max(map(len, (*self.used, *self.dropped)), default=0)
+        return [*(f"{name:{width}}  -> {', '.join(ours)}" for name, ours in self.used.items()),
+                *(f"{name:{width}}  dropped: {why}" for name, why in self.dropped.items()), *self.notes]
+
+    def summary(self) -> str:
+        """The receipt in one line."""
+        filled = sum(map(len, self.used.values()))
+        return (f"{len(self.used)} tensors of the source fill {filled} of the model, each once; "
+                f"{len(self.dropped)} dropped by rule"
+                + (f" ({some(sorted(set(self.dropped.values())))})" if self.dropped else ""))
+
+
+class Renamed(NamedTuple):
+    """Tensors in our names, and what went wrong on the way.
+
+    Attributes:
+        tensors: our name -> tensor; may be views of those given.
+        receipt: what became of each.
+        unknown: names in the source that no rule matches.
+        doubled: pairs of names in the source that fill one name of ours, or are no equal copies.
+    """
+
+    tensors: dict[str, Tensor]
+    receipt: Receipt
+    unknown: list[str]
+    doubled: list[str]
 
 
 @cache
@@ -34,26 +106,45 @@ def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(re.escape(name).replace(r"\{\}", r"([^.]+)"))
 
 
-def rename(state: Mapping[str, Tensor], table: Sequence[Rule]) -> tuple[dict[str, Tensor], list[str]]:
-    """Apply a table.
-
-    Returns:
-        ``(tensors in our names, source names that no rule matches)``; tensors may be views of those given.
-    """
-    tensors: dict[str, Tensor] = {}
-    unknown = []
+def rename(state: Mapping[str, Tensor], table: Sequence[Rule]) -> Renamed:
+    """Apply a table to a state dict; the first rule that matches a name counts."""
+    done = Renamed({}, Receipt(), [], [])
+    origin: dict[str, str] = {}
     for name, tensor in state.items():
-        found = [(match, rule) for rule in table if (match := _pattern(rule.source).fullmatch(name))]
-        if not found:
-            unknown.append(name)
+        found = next(((match, rule) for rule in table if (match := _pattern(rule.source).fullmatch(name))), None)
+        if found is None:
+            done.unknown.append(name)
             continue
-        match, rule = found[0]
-        whole = tensor if rule.change is None else rule.change(tensor)
-        count = len(rule.targets)
-        parts = whole.chunk(count) if count > 1 and whole.ndim else (whole,) * count
-        for target, part in zip(rule.targets, parts):
-            tensors[target.format(*match.groups())] = part
-    return tensors, unknown
+        match, rule = found
+        if not rule.targets:
+            done.receipt.dropped[name] = rule.why
+            continue
+        targets = tuple(target.format(*match.groups()) for target in rule.targets)
+        parts = _parts(tensor, rule)
+        if earlier := [origin[target] for target in targets if target in origin]:
+            equal = all(target in origin and torch.equal(done.tensors[target], part)
+                        for target, part in zip(targets, parts))
+            if rule.tied and equal:
+                done.receipt.dropped[name] = f"equal copy of {earlier[0]}"
+            else:
+                done.doubled.append(f"{earlier[0]} and {name}" + (" (which should be equal)" if rule.tied else ""))
+            continue
+        done.tensors.update(zip(targets, parts))
+        origin.update((target, name) for target in targets)
+        done.receipt.used[name] = targets
+    return done
+
+
+def _parts(tensor: Tensor, rule: Rule) -> tuple[Tensor, ...]:
+    """What each target of a rule gets; a tensor of a shape that the rule's change cannot take stays as it is, so
+    that `check` speaks of its shape."""
+    if rule.change is not None:
+        try:
+            tensor = rule.change(tensor)
+        except (RuntimeError, IndexError, ValueError):
+            pass
+    count = len(rule.targets)
+    return tuple(tensor.chunk(count)) if count > 1 and tensor.ndim else (tensor,) * count
 
 
 def _origin(name: str, table: Sequence[Rule]) -> str:
@@ -66,31 +157,41 @@ def _origin(name: str, table: Sequence[Rule]) -> str:
 
 
 def check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str,
-          table: Sequence[Rule] = (), unknown: Iterable[str] = ()) -> None:
-    """Raise one InputError that lists every missing, unexpected and mis-shaped tensor by the source's names.
+          table: Sequence[Rule] = (), renaming: Renamed | None = None) -> None:
+    """Raise one InputError that lists every problem of a file by the source's names: tensors that are missing,
+    unexpected, there twice, of another shape or of another type.
 
     Args:
         tensors: what there is, in our names.
         expected: the state dict of the model it is for.
         source: what to call it in the error.
         table: how the source's names became ours.
-        unknown: names in the source that stand for nothing of ours.
+        renaming: what `rename` found; the floating-point tensors of a foreign file are then of one type.
     """
-    missing = [_origin(name, table) for name in expected if name not in tensors]
-    extra = [*unknown, *(_origin(name, table) for name in tensors if name not in expected)]
+    names = {ours: name for name, targets in (renaming.receipt.used if renaming else {}).items() for ours in targets}
+
+    def called(name: str) -> str:
+        return names.get(name) or _origin(name, table)
+
+    missing = [called(name) for name in expected if name not in tensors]
+    extra = [*(renaming.unknown if renaming else ()), *(called(name) for name in tensors if name not in expected)]
+    usual = Counter(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()).most_common(1)
     common: dict[str, list[str]] = {}  # the source's name -> ours, several where it is fused
     for name in tensors:
         if name in expected:
-            common.setdefault(_origin(name, table), []).append(name)
+            common.setdefault(called(name), []).append(name)
     shapes, types = [], []
-    for origin, names in common.items():
-        pairs = [(tensors[name], expected[name]) for name in names]
+    for origin, ours in common.items():
+        pairs = [(tensors[name], expected[name]) for name in ours]
         there, needed = zip(*pairs)
         if any(one.shape != other.shape for one, other in pairs):
             shapes.append(f"{origin} {_fused_shape(there)} instead of {_fused_shape(needed)}")
         elif any(one.is_floating_point() != other.is_floating_point() for one, other in pairs):
             types.append(f"{origin} {there[0].dtype} instead of {needed[0].dtype}")
-    found = {"missing": missing, "unexpected": extra, "of another shape": shapes, "of another type": types}
+        elif renaming and there[0].is_floating_point() and there[0].dtype != usual[0][0]:
+            types.append(f"{origin} {there[0].dtype} where the others are {usual[0][0]}")
+    found = {"missing": missing, "unexpected": extra, "for one place": renaming.doubled if renaming else [],
+             "of another shape": shapes, "of another type": types}
     problems = [f"{len(listed)} {what}: {some(listed, LISTED)}" for what, repeated in found.items()
                 if (listed := list(dict.fromkeys(repeated)))]  # parts of a fused tensor have one name
     if problems:

@@ -7,17 +7,18 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from math import isqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import InputError, some
 from ..models.presets import PRESETS
+from .described import Described
 from .table import Rule
 
-if TYPE_CHECKING:
-    from ..images import Preprocessing
-
+KIND = "vit"
+NEEDED = ("num_heads",)
+FIXED: dict[str, Any] = {}
 _QKV = tuple(f"blocks.{{}}.attn.{letter}_proj.{{}}" for letter in "qkv")
 TABLE = (
     *(Rule(name, (name,)) for name in (
@@ -74,7 +75,12 @@ def _commonest(state: Mapping[str, Tensor], pattern: str) -> int | None:
     return sizes.most_common(1)[0][0] if sizes else None
 
 
-def describe(config: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocessing] | None:
+def table(state: Mapping[str, Tensor]) -> tuple[Rule, ...]:
+    """The names of these tensors in ours."""
+    return TABLE
+
+
+def describe(config: Mapping[str, Any]) -> Described | None:
     """Our fields and preprocessing out of timm's own description.
 
     Args:
@@ -107,4 +113,4 @@ def describe(config: Mapping[str, Any]) -> tuple[dict[str, Any], Preprocessing] 
     if "pool" in told:
         told["pool"] = POOLS[pool]
     changes = {key: cfg[key] for key in ("mean", "std", "crop_pct", "interpolation") if key in cfg}
-    return told, replace(preset.preprocessing, **changes)
+    return Described(told, replace(preset.preprocessing, **changes))

@@ -16,6 +16,7 @@ from ..nn.record import AttnRecord, Site, filling
 from ..search import Hypothesis, beam_search
 from ..text.tokenizer import Tokenizer, Word
 from .decoder import CaptionDecoder, DecoderConfig, DecoderState, Memory
+from .grid import GridConfig, GridEncoder
 from .vit import ViT, ViTConfig
 
 
@@ -24,16 +25,30 @@ class CaptionerConfig:
     """Encoder and decoder of a captioner.
 
     Attributes:
-        encoder: the ViT (without a head: num_classes=0).
+        encoder: a ViT (without a head: num_classes=0), or CATR's encoder of a picture of any size.
         decoder: the caption decoder.
+        project: whether a linear layer brings the encoder's tokens to `decoder.memory_width`; without one the
+            decoder attends to the tokens themselves.
     """
 
-    encoder: ViTConfig
+    encoder: ViTConfig | GridConfig
     decoder: DecoderConfig
+    project: bool = True
 
     def __post_init__(self) -> None:
-        if self.encoder.num_classes:
+        if isinstance(self.encoder, ViTConfig) and self.encoder.num_classes:
             raise InputError("the encoder of a captioner has no head: give num_classes=0")
+        if not self.project and self.encoder.width != self.decoder.memory_width:
+            raise InputError(f"project=False: the encoder is {self.encoder.width} wide, the decoder's memory "
+                             f"{self.decoder.memory_width}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CaptionerConfig:
+        """The inverse of `dataclasses.asdict`; raises TypeError for an unknown field, KeyError for a missing one."""
+        rest = {name: value for name, value in values.items() if name not in ("encoder", "decoder")}
+        encoder = values["encoder"]
+        kind = GridConfig if "layers" in encoder else ViTConfig
+        return cls(kind(**encoder), DecoderConfig(**values["decoder"]), **rest)
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,8 @@ class Captioner(nn.Module):
             weight file.
     """
 
+    kind = "captioner"
+
     def __init__(self, config: CaptionerConfig, *, tokenizer: Tokenizer | None = None,
                  preprocessing: Preprocessing | None = None, notes: dict[str, Any] | None = None) -> None:
         super().__init__()
@@ -83,8 +100,10 @@ class Captioner(nn.Module):
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
         self.notes = dict(notes or {})
-        self.encoder = ViT(config.encoder)
-        self.proj = nn.Linear(config.encoder.width, config.decoder.width)
+        self.encoder: ViT | GridEncoder = (ViT(config.encoder) if isinstance(config.encoder, ViTConfig)
+                                           else GridEncoder(config.encoder))
+        self.proj = (nn.Linear(config.encoder.width, config.decoder.memory_width) if config.project
+                     else nn.Identity())
         self.decoder = CaptionDecoder(config.decoder)
 
     @property
@@ -95,19 +114,54 @@ class Captioner(nn.Module):
                 "cross": (decoder.depth, decoder.num_heads)}
 
     @property
+    def cell(self) -> tuple[int, int]:
+        """(height, width) in pixels of a cell of the encoder's grid."""
+        return self.encoder.cell
+
+    @property
     def longest(self) -> int:
         """Most new tokens of a caption where nobody says: 30, or what the decoder has room for."""
         return min(30, self.config.decoder.max_len - 1)
 
     # -- forward -----------------------------------------------------------------------------------------
 
-    def encode(self, images: Tensor, attn: AttnRecord | None = None) -> Memory:
-        """Images (B, C, H, W) to the memory the decoder looks at; a record gets site "encoder"."""
-        return self.memory(self.encoder.encode(images, attn))
+    def encode(self, images: Tensor, attn: AttnRecord | None = None, *,
+               image_mask: Tensor | None = None) -> Memory:
+        """Images to the memory the decoder looks at.
+
+        Args:
+            images: (B, C, H, W).
+            attn: record to fill, site "encoder".
+            image_mask: (B, H, W) boolean, True = picture, where images of several sizes were padded for an encoder
+                that takes any size (CATR's).
+
+        Raises:
+            InputError: images of another size, a mask for an encoder that takes none, or none for padded images.
+        """
+        self._check(images, image_mask)
+        with filling(attn, self.encoder.sites(images), images.shape[0], images.device):
+            return self._look(images, image_mask, attn)
+
+    def _check(self, images: Tensor, image_mask: Tensor | None) -> None:
+        if isinstance(self.encoder, GridEncoder):
+            self.encoder.check(images, image_mask)
+        elif image_mask is not None:
+            raise InputError("image_mask: the encoder of this captioner takes whole images, without padding")
+        else:
+            self.encoder.check(images)
+
+    def _look(self, images: Tensor, image_mask: Tensor | None, attn: AttnRecord | None) -> Memory:
+        """`encode` for a caller that has checked the images and opened the record."""
+        if isinstance(self.encoder, GridEncoder):
+            memory = self.encoder.look(images, image_mask, attn)
+            return memory._replace(tokens=self.proj(memory.tokens))
+        return self.memory(self.encoder.tokens(images, attn))
 
     def memory(self, features: Tensor) -> Memory:
-        """Tokens of the encoder (B, N, encoder width), computed now or long ago, to a memory."""
+        """Tokens of a ViT encoder (B, N, encoder width), computed now or long ago, to a memory."""
         encoder = self.config.encoder
+        if not isinstance(encoder, ViTConfig):
+            raise InputError("memory: the encoder of this captioner gives positions and a mask too; use encode")
         expected = (encoder.n_tokens, encoder.width)
         if features.ndim != 3 or tuple(features.shape[1:]) != expected:
             raise InputError(f"features of shape {tuple(features.shape)}: this captioner's encoder gives "
@@ -115,7 +169,7 @@ class Captioner(nn.Module):
         return Memory(self.proj(features), None, None, encoder.n_prefix, encoder.grid)
 
     def forward(self, images: Tensor | None, ids: Tensor, *, attn: AttnRecord | None = None,
-                memory: Memory | None = None) -> Tensor:
+                memory: Memory | None = None, image_mask: Tensor | None = None) -> Tensor:
         """Teacher-forced logits.
 
         Args:
@@ -123,6 +177,7 @@ class Captioner(nn.Module):
             ids: (B*r, T) token ids beginning with <BOS>; r captions of an image stand side by side.
             attn: record to fill: "encoder" (B rows), "self" and "cross" (B*r rows).
             memory: what `encode` gave.
+            image_mask: as in `encode`.
 
         Returns:
             (B*r, T, V); row t scores the token that follows ``ids[:, : t + 1]``.
@@ -144,15 +199,17 @@ class Captioner(nn.Module):
             raise InputError(f"{ids.shape[0]} captions for {len(seen)} images: as many for each are needed")
         sites: dict[str, Site] = {}
         if images is not None:
-            self.encoder.check(images)
+            self._check(images, image_mask)
             sites.update({name: site._replace(batch=len(images))
-                          for name, site in self.encoder.call_sites.items()})
+                          for name, site in self.encoder.sites(images).items()})
+        elif image_mask is not None:
+            raise InputError("image_mask belongs to images; a memory has its own mask")
         text = Site(decoder.depth, decoder.num_heads, ids.shape[1])
         sites.update({"self": text, "cross": text})
         with filling(attn, sites, ids.shape[0], ids.device):
             if memory is None:
                 assert images is not None
-                memory = self.memory(self.encoder.tokens(images, attn))
+                memory = self._look(images, image_mask, attn)
             return self.decoder(ids, memory, attn=attn)
 
     def replay(self, images: Tensor | None, ids: Tensor | Sequence[Sequence[int]] | Sequence[Caption], *,
@@ -165,7 +222,7 @@ class Captioner(nn.Module):
             ids: captions, their ids, or a padded (B, T) tensor; shorter ones are padded here.
             attn: record to fill; ``record["cross", l]`` is (B, h, T, N), row t the look that chose
                 ``ids[t + 1]``.
-            image_mask: for encoders that take padded images; a ViT takes none.
+            image_mask: as in `encode`.
             memory: what `encode` gave.
 
         Returns:
@@ -174,8 +231,6 @@ class Captioner(nn.Module):
         Raises:
             InputError: an image_mask, captions that do not match the images, or an impossible record.
         """
-        if image_mask is not None:
-            raise InputError("image_mask: the encoder of this captioner takes whole images, without padding")
         if not isinstance(ids, Tensor):
             rows = [torch.tensor(row.ids if isinstance(row, Caption) else tuple(row)) for row in ids]
             if not rows or any(row.ndim != 1 or not row.numel() for row in rows):
@@ -189,7 +244,7 @@ class Captioner(nn.Module):
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.decoder.vocab_size:
             raise InputError(f"ids from {int(ids.min())} to {int(ids.max())}: the vocabulary has "
                              f"{self.config.decoder.vocab_size} entries")
-        return self(images, ids, attn=attn, memory=memory)
+        return self(images, ids, attn=attn, memory=memory, image_mask=image_mask)
 
     # -- decoding ----------------------------------------------------------------------------------------
 
@@ -256,9 +311,17 @@ class Captioner(nn.Module):
         if isinstance(images, Memory):
             return images.select(part)
         batch = images[part]
-        if not isinstance(batch, Tensor):
-            batch, _ = preprocess(batch, self)
-        return self.encode(batch.to(self.proj.weight.device))
+        device = self.decoder.embed.weight.device
+        if isinstance(batch, Tensor):
+            return self.encode(batch.to(device))
+        if isinstance(self.encoder, ViT):
+            return self.encode(preprocess(batch, self)[0].to(device))
+        # A padded picture is not seen as it is alone: its border is. So pictures are encoded size by size.
+        single = [preprocess([photo], self)[0] for photo in batch]  # (1, 3, H, W) each
+        sizes = sorted({images.shape for images in single})
+        order = [[i for i, images in enumerate(single) if images.shape == size] for size in sizes]
+        memory = Memory.join([self.encode(torch.cat([single[i] for i in places]).to(device)) for places in order])
+        return memory.select(torch.tensor(sum(order, []), device=device).argsort())
 
     def _caption(self, hypotheses: Sequence[Hypothesis]) -> Caption:
         tokenizer = self.tokenizer
@@ -272,6 +335,16 @@ class Captioner(nn.Module):
         """What a weight file must say beside the tensors (JSON-able)."""
         return {"preprocessing": self.preprocessing and self.preprocessing.to_dict(),
                 "tokenizer": self.tokenizer and self.tokenizer.to_json(), "notes": self.notes or None}
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any]) -> Captioner:
+        """A captioner of a weight file's header, its tensors still to be filled."""
+        config, tokenizer = CaptionerConfig.from_dict(header["config"]), None
+        if header["tokenizer"] is not None:
+            roles = {"BOS": config.decoder.bos_id, "EOS": config.decoder.eos_id, "PAD": config.decoder.pad_id}
+            tokenizer = Tokenizer.from_json(header["tokenizer"], roles=roles)
+        return cls(config, tokenizer=tokenizer, preprocessing=Preprocessing.or_none(header["preprocessing"]),
+                   notes=header["notes"])
 
 
 class Decoding:

@@ -1,11 +1,13 @@
 """The caption decoder: a causal transformer that attends to a memory of visual tokens.
 
-The decoder of Vaswani et al. 2017, with norms before (pre) or after (post) each branch.
+The decoder of Vaswani et al. 2017, with norms before (pre) or after (post) each branch; its settings cover the
+decoders of GPT-2, BERT (as BLIP uses it), DETR (as CATR uses it) and `torch.nn.TransformerDecoder`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..nn.attention import KVCache
-from ..nn.blocks import DecoderBlock
+from ..nn.blocks import DecoderBlock, activation
 from ..nn.embed import sinusoids
 from ..nn.record import AttnRecord, want
 from .vit import check_rates, check_sizes
@@ -25,24 +27,43 @@ class Memory(NamedTuple):
     """What a decoder looks at.
 
     Attributes:
-        tokens: (B, N, D) visual tokens in the decoder's width.
+        tokens: (B, N, D) visual tokens in the width the decoder expects.
         pos: (B, N, D) positions added to keys only, or None.
         mask: (B, N) boolean, True = picture, or None.
         n_prefix: tokens before the patch grid.
-        grid: (gh, gw) of the patches behind the prefix.
+        grid: (gh, gw) of the patches behind the prefix; None where images of several sizes were joined.
     """
 
     tokens: Tensor
     pos: Tensor | None
     mask: Tensor | None
     n_prefix: int
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None
 
     def select(self, images: Tensor | slice) -> Memory:
         """The memory of some of its images."""
         pos = None if self.pos is None else self.pos[images]
         mask = None if self.mask is None else self.mask[images]
         return Memory(self.tokens[images], pos, mask, self.n_prefix, self.grid)
+
+    @staticmethod
+    def join(parts: Sequence[Memory]) -> Memory:
+        """The images of several memories (all with positions, or none) as one, in this order; the mask hides what
+        shorter ones lack."""
+        if len(parts) == 1:
+            return parts[0]
+        longest = max(part.tokens.shape[1] for part in parts)
+
+        def fill(x: Tensor) -> Tensor:  # (B, n, ...) -> (B, longest, ...)
+            return torch.cat([x, x.new_zeros(x.shape[0], longest - x.shape[1], *x.shape[2:])], 1)
+
+        masks = [part.tokens.new_ones(part.tokens.shape[:2], dtype=torch.bool) if part.mask is None else part.mask
+                 for part in parts]
+        pos = [fill(part.pos) for part in parts if part.pos is not None]
+        grids = {part.grid for part in parts}
+        return Memory(torch.cat([fill(part.tokens) for part in parts]), torch.cat(pos) if pos else None,
+                      torch.cat([fill(mask) for mask in masks]), parts[0].n_prefix,
+                      grids.pop() if len(grids) == 1 else None)
 
 
 @dataclass(frozen=True)
@@ -58,9 +79,19 @@ class DecoderConfig:
         max_len: most text positions, <BOS> included.
         norm: "pre" (with a last norm) or "post" (without).
         positions: "learned" or "sinusoidal".
-        tied: whether the head is the word table (then without a bias).
+        tied: whether the last matrix of the head is the word table.
         act, eps, dropout, attn_dropout: as in `DecoderBlock`.
         pad_id, bos_id, eos_id: special tokens.
+        memory_width: width of the visual tokens; None = width.
+        scaled: words are multiplied by sqrt(D); None: with sinusoidal positions.
+        embed_norm: a layer norm after the sum of words and positions (BERT).
+        embed_eps: of that norm; None = eps.
+        query_pos: positions are added again to the queries and keys of every self-attention and to the queries
+            of every cross-attention (DETR).
+        head: what comes before the last matrix: "linear" nothing; "transform" a linear layer, the activation and
+            a norm (BERT); "mlp" two linear layers with ReLU (DETR).
+        head_dim: width of these two; None = width.
+        head_bias: of the last matrix; None: where it is not tied.
     """
 
     vocab_size: int
@@ -79,6 +110,14 @@ class DecoderConfig:
     pad_id: int = 0
     bos_id: int = 2
     eos_id: int = 3
+    memory_width: int | None = None
+    scaled: bool | None = None
+    embed_norm: bool = False
+    embed_eps: float | None = None
+    query_pos: bool = False
+    head: str = "linear"
+    head_dim: int | None = None
+    head_bias: bool | None = None
 
     def __post_init__(self) -> None:
         check_sizes(self, "vocab_size", "width", "depth", "num_heads", "mlp_dim", "max_len")
@@ -87,6 +126,15 @@ class DecoderConfig:
             raise InputError(f'norm={self.norm!r}: give "pre" or "post"')
         if self.positions not in ("learned", "sinusoidal"):
             raise InputError(f'positions={self.positions!r}: give "learned" or "sinusoidal"')
+        if self.head not in ("linear", "transform", "mlp"):
+            raise InputError(f'head={self.head!r}: give "linear", "transform" or "mlp"')
+        for name, default in (("memory_width", self.width), ("head_dim", self.width), ("embed_eps", self.eps),
+                              ("scaled", self.positions == "sinusoidal"), ("head_bias", not self.tied)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        check_sizes(self, "memory_width", "head_dim")
+        if self.head_dim != self.width and (self.head != "mlp" or self.tied):
+            raise InputError(f'head_dim={self.head_dim}: only head="mlp", not tied, has a width of its own')
         for name in ("pad_id", "bos_id", "eos_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
                 raise InputError(f"{name}={getattr(self, name)} is outside the vocabulary "
@@ -131,6 +179,33 @@ class DecoderState:
         self.memory = self.memory.select(images)
 
 
+class HeadTransform(nn.Module):
+    """Linear layer, activation and norm before the matrix of words (BERT): (..., D) -> (..., D)."""
+
+    def __init__(self, width: int, act: str, eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.act = activation(act)
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.norm(self.act(self.dense(x)))
+
+
+class HeadMlp(nn.Module):
+    """Two linear layers with ReLU before the matrix of words (DETR): (..., D) -> (..., head_dim)."""
+
+    def __init__(self, width: int, head_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, head_dim)
+        self.fc2 = nn.Linear(head_dim, head_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., head_dim)."""
+        return self.fc2(self.fc1(x).relu()).relu()
+
+
 class CaptionDecoder(nn.Module):
     """Token ids and a memory to logits of the next token.
 
@@ -146,15 +221,30 @@ class CaptionDecoder(nn.Module):
             self.pos_embed = nn.Parameter(torch.zeros(config.max_len, config.width))
         else:  # a table computed from the config is no state of the model
             self.register_buffer("pos_embed", sinusoids(config.max_len, config.width), persistent=False)
+        self.embed_norm = nn.LayerNorm(config.width, eps=config.embed_eps) if config.embed_norm else nn.Identity()
         self.drop = nn.Dropout(config.dropout)
         pre = config.norm == "pre"
         self.blocks = nn.ModuleList(
-            DecoderBlock(config.width, config.num_heads, config.mlp_dim, norm_first=pre, act=config.act,
-                         eps=config.eps, dropout=config.dropout, attn_dropout=config.attn_dropout)
+            DecoderBlock(config.width, config.num_heads, config.mlp_dim, norm_first=pre,
+                         memory_width=config.memory_width, act=config.act, eps=config.eps, dropout=config.dropout, attn_dropout=config.attn_dropout)
             for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.eps) if pre else nn.Identity()
-        self.head = None if config.tied else nn.Linear(config.width, config.vocab_size)
+        if config.head == "transform":
+            self.head_in: nn.Module = HeadTransform(config.width, config.act, config.eps)
+        else:
+            self.head_in = HeadMlp(config.width, config.head_dim) if config.head == "mlp" else nn.Identity()
+        self.head = None
+        self.head_bias = None
+        if not config.tied:
+            self.head = nn.Linear(config.head_dim, config.vocab_size, bias=config.head_bias)
+        elif config.head_bias:
+            self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.reset_parameters()
+
+    def compute_tables(self) -> None:
+        """The table of waves anew, where loading made the model without memory."""
+        if self.config.positions == "sinusoidal":
+            self.pos_embed = sinusoids(self.config.max_len, self.config.width).to(self.embed.weight.device)
 
     def reset_parameters(self) -> None:
         """Random start: Xavier for projections, normals of std 0.02 for tables (1/sqrt(D) where tied)."""
@@ -188,20 +278,22 @@ class CaptionDecoder(nn.Module):
         if stop > self.config.max_len:
             raise InputError(f"{stop} text positions: this decoder has {self.config.max_len} (max_len)")
         x = self.embed(ids)  # (B*r, T, D)
-        if self.config.positions == "sinusoidal":
+        if self.config.scaled:
             x = x * math.sqrt(self.config.width)  # so that words and waves are of one order
-        x = self.drop(x + self.pos_embed[start:stop].to(x.dtype))  # a loaded bf16 model has float32 waves
+        pos = self.pos_embed[start:stop].to(x.dtype)  # (T, D); a loaded bf16 model has float32 waves
+        x = self.drop(self.embed_norm(x + pos))
         for i, block in enumerate(self.blocks):
             x, self_weights, cross_weights = block(
-                x, memory.tokens, memory_pos=memory.pos, memory_mask=memory.mask,
+                x, memory.tokens, pos=pos if self.config.query_pos else None,
+                memory_pos=memory.pos, memory_mask=memory.mask,
                 self_cache=state.self_caches[i] if state is not None else None,
                 cross_cache=state.cross_caches[i] if state is not None else None,
                 self_want=want(attn, "self", i), cross_want=want(attn, "cross", i))
             if attn is not None:
                 attn.put("self", i, self_weights)
                 attn.put("cross", i, cross_weights)
-        x = self.norm(x)
-        return F.linear(x, self.embed.weight) if self.head is None else self.head(x)  # (B*r, T, V)
+        x = self.head_in(self.norm(x))
+        return F.linear(x, self.embed.weight, self.head_bias) if self.head is None else self.head(x)  # (B*r, T, V)
 
     def start(self, memory: Memory) -> DecoderState:
         """An empty state for decoding from `memory`."""

@@ -5,31 +5,10 @@ Tables, no code: a new size is a new line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..images import Preprocessing
+from .hf_presets import HF_PRESETS
+from .preset import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, OPENAI_MEAN, OPENAI_STD, SIZES, Preset
 from .vit import ViTConfig
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A size with the preprocessing of its published weights."""
-
-    config: ViTConfig
-    preprocessing: Preprocessing
-
-
-# width, depth, num_heads, mlp_dim
-SIZES = {
-    "tiny": (192, 12, 3, 768),
-    "small": (384, 12, 6, 1536),
-    "base": (768, 12, 12, 3072),
-    "large": (1024, 24, 16, 4096),
-}
 
 # name: size, patch side, image side, mean, std, crop share (1.0 = the whole short side), classes
 _VITS = {
@@ -74,3 +53,7 @@ PRESETS["scenes_patch8_96"] = Preset(
     ViTConfig((96, 96), (8, 8), 128, 2, 4, 256, num_classes=0, stem=(32, 64, 128, 128, 128)),
     Preprocessing((96, 96), INCEPTION_MEAN, INCEPTION_STD, crop_pct=1.0),
 )
+PRESETS |= HF_PRESETS
+
+# old names under which weights are still asked for
+ALIASES: dict[str, str] = {}

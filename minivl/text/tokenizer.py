@@ -5,70 +5,67 @@ from __future__ import annotations
 import json
 import operator
 import os
-import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+import torch
+from torch import Tensor
 
 from ..errors import InputError, some
-from ..files import existing_file
+from .cleaning import CLEANERS, strings
+from .specials import SPELLINGS, append_tokens, given_roles, spelled_roles
+from .training import SPECIAL_TOKENS, check_training, train_engine
+from .words import Word, mend_word_ends, words_of
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
-"""Special tokens of a trained tokenizer; their ids are 0 to 3, in this order."""
+__all__ = ["SPECIAL_TOKENS", "Tokenizer", "Word"]
 
-SPELLINGS: Mapping[str, tuple[str, ...]] = {
-    "PAD": ("[PAD]", "<pad>", "<|pad|>"),
-    "UNK": ("[UNK]", "<unk>", "<|unk|>"),
-    "BOS": ("[BOS]", "<bos>", "<s>", "<start>", "<|startoftext|>", "[CLS]"),
-    "EOS": ("[EOS]", "<eos>", "</s>", "<end>", "<|endoftext|>", "[SEP]"),
-}
-"""Accepted spellings per role, case ignored; the first in the list that a file has is taken."""
-
-WORD = "[a-z0-9']+"
-"""What a word-level tokenizer keeps of a lower-cased caption; everything else separates words."""
-
-
-class Word(NamedTuple):
-    """One word of a sequence of ids: its text, and the positions ``[start, stop)`` of its pieces."""
-
-    text: str
-    start: int
-    stop: int
+OWN = "minivl"
+"""The key of a tokenizer's JSON under which stands what the `tokenizers` library cannot say."""
 
 
 class Tokenizer:
     """A `tokenizers.Tokenizer` that knows its special tokens by name and its words by position.
 
     Made by `train`, `from_file` or `from_json`. Truncation, padding and the automatic special tokens
-    of a loaded file are switched off: an id is never lost or added unasked.
+    of a loaded file are switched off: an id is never lost or added unasked. The name of a special token
+    written in a caption is text like any other.
 
     Special tokens are found by name (`SPELLINGS`): the earliest spelling of a role wins; tokens
     that the file declares special go before ordinary entries of the vocabulary, then the exact letter
-    case before others, then the lower id.
+    case before others, then the lower id. ``roles`` win over all of that.
 
     Args:
         engine: the tokenizer to wrap; it is copied.
         source: the file it came from, for error messages.
+        roles: ids of "PAD", "UNK", "BOS", "EOS", any of them: GPT-2 has one token for three roles,
+            and BLIP begins with a token of its own. They are no part of `to_json`.
+        clean: what is done to a text before the engine sees it, a key of `CLEANERS`; None: nothing.
+
+    Raises:
+        InputError: an empty vocabulary, an unknown role or ``clean``, a role's id out of the vocabulary.
     """
 
-    def __init__(self, engine: tokenizers.Tokenizer, *,
-                 source: str | os.PathLike[str] = "the tokenizer") -> None:
+    def __init__(self, engine: tokenizers.Tokenizer, *, source: str | os.PathLike[str] = "the tokenizer",
+                 roles: Mapping[str, int] | None = None, clean: str | None = None) -> None:
         self.source = os.fspath(source)
+        if clean is not None and clean not in list(CLEANERS):
+            raise InputError(f"clean={clean!r} is unknown; there is {', '.join(CLEANERS)}", source=self.source)
+        self._clean = clean
         self._engine = tokenizers.Tokenizer.from_str(engine.to_str())
         self._engine.no_truncation()
         self._engine.no_padding()
         self._engine.encode_special_tokens = True  # "<pad>" written in a caption is text like any other
-        self._mend_word_ends()
+        mend_word_ends(self._engine)
         self._tokens = {id: token for token, id in self._engine.get_vocab(with_added_tokens=True).items()}
         if not self._tokens:
             raise InputError("has an empty vocabulary", source=self.source)
         added = self._engine.get_added_tokens_decoder()
-        self._declared = {id: token.content for id, token in added.items() if token.special}
-        self._roles = {role: self._find(spellings) for role, spellings in SPELLINGS.items()}
-        self._specials = frozenset(self._declared) | {id for id in self._roles.values() if id is not None}
+        declared = {id: token.content for id, token in added.items() if token.special}
+        spelled = spelled_roles(self._tokens, declared)
+        self._given = given_roles(roles, self._tokens, self.source)
+        self._roles = {**spelled, **self._given}
+        known = (*spelled.values(), *self._given.values())
+        self._specials = frozenset(declared) | {id for id in known if id is not None}
 
     # making ------------------------------------------------------------------------------------
 
@@ -93,58 +90,62 @@ class Tokenizer:
             InputError: no word in the texts, a text that is no string, an unknown ``kind``, or a
                 ``vocab_size`` or ``min_count`` that is too small.
         """
-        if kind not in ("word", "bpe"):
-            raise InputError(f"kind={kind!r} is unknown; there are 'word' and 'bpe'",
-                             source="Tokenizer.train")
-        smallest = len(SPECIAL_TOKENS) + (1 if kind == "word" else len(pre_tokenizers.ByteLevel.alphabet()))
-        if vocab_size is not None and vocab_size < smallest:
-            raise InputError(f"vocab_size={vocab_size} is too small, kind={kind!r} needs at least {smallest}",
-                             source="Tokenizer.train")
-        if min_count < 1:
-            raise InputError(f"min_count={min_count} must be at least 1", source="Tokenizer.train")
-        corpus = _strings(texts, "Tokenizer.train")
-        make = _word_engine if kind == "word" else _bpe_engine
-        engine, trainer = make(vocab_size, min_count)
-        engine.train_from_iterator(corpus, trainer=trainer)
-        if engine.get_vocab_size() == len(SPECIAL_TOKENS) or not any(map(str.strip, corpus)):
-            raise InputError(f"no word with min_count={min_count} in the {len(corpus)} texts given",
-                             source="Tokenizer.train")
-        return cls(engine)
+        check_training(kind, vocab_size, min_count)
+        return cls(train_engine(strings(texts, "Tokenizer.train"), kind, vocab_size, min_count))
 
     @classmethod
-    def from_json(cls, text: str, *, source: str | os.PathLike[str] = "the tokenizer") -> Tokenizer:
+    def from_json(cls, text: str, *, source: str | os.PathLike[str] = "the tokenizer",
+                  roles: Mapping[str, int] | None = None) -> Tokenizer:
         """The tokenizer that `to_json` or any ``tokenizer.json`` describes.
 
         Raises:
-            InputError: not the JSON of a tokenizer; the message begins with ``source``.
+            InputError: not the JSON of a tokenizer (the message begins with ``source``), or ``roles`` that
+                the constructor refuses.
         """
-        try:
-            engine = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception, whatever the fault
-            raise InputError(f"holds no usable model and vocabulary ({error})", source=source) from None
-        return cls(engine, source=source)
+        engine, clean = parse_json(text, source)
+        return cls(engine, source=source, roles=roles, clean=clean)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """The tokenizer of a ``tokenizer.json`` file.
+    def from_file(cls, path: str | os.PathLike[str], *, roles: Mapping[str, int] | None = None) -> Tokenizer:
+        """The tokenizer of a ``tokenizer.json`` or any other published form: `published.read_published`.
 
         Raises:
-            InputError: no such file, or not a tokenizer.
+            InputError: no such file, or not a tokenizer; ``roles`` that the constructor refuses.
         """
-        file = existing_file(path)
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"is not UTF-8 text ({error.reason} at byte {error.start})",
-                             source=file) from None
-        return cls.from_json(text, source=file)
+        from .published import read_published  # it makes what this class wraps, from files of every kind
+        found = read_published(path)
+        return cls(found.engine, source=found.source, roles={**found.roles, **(roles or {})}, clean=found.clean)
 
     def to_json(self) -> str:
-        """The whole tokenizer as JSON, for a file or a header; `from_json` reads it back."""
-        return self._engine.to_str()
+        """The whole tokenizer as JSON, for a file or a header; `from_json` reads it back.
+
+        It is a ``tokenizer.json``, except where texts are cleaned before the engine: then it says so
+        under a key of ours, which other readers refuse instead of making other ids.
+        """
+        described = self._engine.to_str()
+        return described if self._clean is None else f'{{"{OWN}": {{"clean": "{self._clean}"}}, {described[1:]}'
+
+    def with_roles(self, roles: Mapping[str, int]) -> Tokenizer:
+        """A copy where the tokens of these ids play these roles, others as before.
+
+        Raises:
+            InputError: an unknown role, or an id out of the vocabulary.
+        """
+        return type(self)(self._engine, source=self.source, roles={**self._given, **roles}, clean=self._clean)
+
+    def with_added(self, tokens: Mapping[str, int]) -> Tokenizer:
+        """A copy with special tokens behind the vocabulary, e.g. BLIP's ``{"[DEC]": 30522, "[ENC]": 30523}``.
+
+        Raises:
+            InputError: a token has another id already, or its id is taken or leaves a hole.
+        """
+        engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
+        append_tokens(engine, [(id, tokenizers.AddedToken(token, special=True)) for token, id in tokens.items()],
+                      self.source)
+        return type(self)(engine, source=self.source, roles=self._given, clean=self._clean)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _unpickle, (self.to_json(), self.source)
+        return _unpickle, (self.to_json(), self.source, self._given)
 
     # special tokens ----------------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ class Tokenizer:
 
     @property
     def specials(self) -> frozenset[int]:
-        """Ids of all special tokens: those the file declares and those found by name."""
+        """Ids of all special tokens: those the file declares, those found by name and those given as roles."""
         return self._specials
 
     @property
@@ -191,11 +192,47 @@ class Tokenizer:
         Raises:
             InputError: a text is no string.
         """
-        encodings = self._engine.encode_batch(_strings(texts, "encode"), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        listed = strings(texts, "encode")
+        if self._clean is not None:
+            listed = [CLEANERS[self._clean](text) for text in listed]
+        return [encoding.ids for encoding in self._engine.encode_batch(listed, add_special_tokens=False)]
+
+    def padded(self, texts: Iterable[str], length: int, *, pad_id: int = 0, cut: bool = True) -> Tensor:
+        """Ids of texts in rows of one length, as CLIP reads them: begin token, pieces, end token, padding.
+
+        Args:
+            texts: B texts.
+            length: ids per row, at least 2.
+            pad_id: what rows are filled up with. 0 is what CLIP's own code takes, whatever token that is.
+            cut: leave out the last pieces of a text that is too long; its end token stays, as with
+                ``truncate=True`` in OpenAI's code. False: such a text is an error.
+
+        Returns:
+            (B, length) int64.
+
+        Raises:
+            InputError: ``length`` below 2, ``pad_id`` out of the vocabulary, a text too long with
+                ``cut=False``, a text that is no string, no begin or end token.
+        """
+        if length < 2:
+            raise InputError(f"length={length}: the begin and the end token alone need 2", source="padded")
+        if not 0 <= pad_id < self.vocab_size:
+            raise InputError(f"pad_id={pad_id} is out of the vocabulary (0 to {self.vocab_size - 1})", source="padded")
+        batch = self.encode_batch(texts)
+        rows = torch.full((len(batch), length), pad_id, dtype=torch.int64)
+        for index, ids in enumerate(batch):
+            if len(ids) > length - 2 and not cut:
+                raise InputError(f"text {index} has {len(ids)} pieces, {length - 2} fit in a row of {length}",
+                                 source="padded")
+            whole = [self.bos_id, *ids[:length - 2], self.eos_id]
+            rows[index, :len(whole)] = torch.tensor(whole)
+        return rows
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids (a list, or a 1-D array or tensor), special tokens left out.
+
+        It is what ``decode(ids, skip_special_tokens=True)`` of transformers 5 writes: no tidying of
+        spaces beyond what the file asks for. After CLIP's own code, the spaces at both ends are missing.
 
         Raises:
             InputError: an id is not in the vocabulary, or no integer.
@@ -222,13 +259,7 @@ class Tokenizer:
         """
         places = [(place, id) for place, id in enumerate(self._checked(ids)) if id not in self._specials]
         text, ends = self._ends([id for _, id in places])
-        words = []
-        for group in _groups(text, ends, [place for place, _ in places]):
-            for run in _without_edges(group, text, ends):
-                first = ends[run[0] - 1] if run[0] else 0
-                content = text[first:ends[run[-1]]].strip()
-                words.append(Word(content, places[run[0]][0], places[run[-1]][0] + 1))
-        return words
+        return words_of(text, ends, [place for place, _ in places])
 
     # inside ------------------------------------------------------------------------------------
 
@@ -259,14 +290,6 @@ class Tokenizer:
                              f"(0 to {self.vocab_size - 1})", source="decode")
         return checked
 
-    def _find(self, spellings: Sequence[str]) -> int | None:
-        for entries in (self._declared, self._tokens):
-            for spelling in spellings:
-                alike = [id for id, token in entries.items() if token.lower() == spelling.lower()]
-                if alike:
-                    return min(alike, key=lambda id: (entries[id] != spelling, id))
-        return None
-
     def _required(self, role: str) -> int:
         id = self._roles[role]
         if id is None:
@@ -275,91 +298,23 @@ class Tokenizer:
                              f"its special tokens: {there}", source=self.source)
         return id
 
-    def _mend_word_ends(self) -> None:
-        """Let a decoder that leaves the end-of-word mark in the text (CLIP's files) write a space."""
-        mark = json.loads(self._engine.to_str())["model"].get("end_of_word_suffix")
-        vocab = self._engine.get_vocab()
-        sample = next((vocab[token] for token in sorted(vocab) if mark and token.endswith(mark)), None)
-        if sample is None or mark not in self._engine.decode([sample, sample]):
-            return
-        # `Strip` would do for the last mark, but it panics on an empty text.
-        last = tokenizers.Regex(re.escape(mark) + r"\z")
-        self._engine.decoder = decoders.Sequence([
-            self._engine.decoder or decoders.Fuse(), decoders.Fuse(), decoders.Replace(last, ""),
-            decoders.Replace(mark, " ")])
+
+def parse_json(text: str, source: str | os.PathLike[str]) -> tuple[tokenizers.Tokenizer, str | None]:
+    """The engine of a ``tokenizer.json`` or of `Tokenizer.to_json`, and how texts are cleaned before it.
+
+    Raises:
+        InputError: not the JSON of a tokenizer; the message begins with ``source``.
+    """
+    clean = None
+    try:
+        if f'"{OWN}"' in text:
+            described = json.loads(text)
+            clean = described.pop(OWN, {}).get("clean")
+            text = json.dumps(described)
+        return tokenizers.Tokenizer.from_str(text), clean
+    except Exception as error:  # the library raises bare Exception, whatever the fault
+        raise InputError(f"holds no usable model and vocabulary ({error})", source=source) from None
 
 
-def _unpickle(text: str, source: str) -> Tokenizer:
-    return Tokenizer.from_json(text, source=source)
-
-
-def _strings(texts: Iterable[str], source: str) -> list[str]:
-    if isinstance(texts, str):
-        raise InputError("one string given where a list of texts is needed", source=source)
-    listed = list(texts)
-    for index, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise InputError(f"text {index} is a {type(text).__name__}, a string is needed", source=source)
-    return listed
-
-
-def _word_engine(vocab_size: int | None, min_count: int) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
-    engine = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    engine.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    engine.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(WORD), "removed", invert=True)
-    return engine, trainers.WordLevelTrainer(vocab_size=vocab_size or 2**62, min_frequency=min_count,
-                                             special_tokens=list(SPECIAL_TOKENS), show_progress=False)
-
-
-def _bpe_engine(vocab_size: int | None, min_count: int) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
-    engine = tokenizers.Tokenizer(models.BPE(unk_token="[UNK]"))
-    engine.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    engine.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
-    # All bytes are in the alphabet, hence no prefix or suffix marks: those would be numbered in the
-    # order of a hash map, and two trainings would differ.
-    return engine, trainers.BpeTrainer(vocab_size=vocab_size or 4096, min_frequency=min_count,
-                                       special_tokens=list(SPECIAL_TOKENS), show_progress=False,
-                                       initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-
-
-def _groups(text: str, ends: list[int], places: list[int]) -> list[list[int]]:
-    """Indices of the pieces between white space: ``[[0, 1], [2], ...]``."""
-    groups: list[list[int]] = []
-    pending: list[int] = []  # pieces that wrote nothing visible yet
-    for index, end in enumerate(ends):
-        if pending and places[index] != places[index - 1] + 1:
-            pending = []
-        start = ends[index - 1] if index else 0
-        pending.append(index)
-        if not text[start:end].strip():
-            continue
-        first = pending[0]
-        joins = bool(groups) and groups[-1][-1] == first - 1 and places[first] == places[first - 1] + 1
-        # A space may end the last visible piece, be the first the invisible ones wrote, or begin this one.
-        before = ends[first - 1] if first else 0
-        spaced = text[before:before + 1].isspace() or text[max(before - 1, 0):before].isspace()
-        if joins and not spaced:
-            groups[-1] += pending
-        else:
-            groups.append(pending)
-        pending = []
-    return groups
-
-
-def _without_edges(group: list[int], text: str, ends: list[int]) -> list[list[int]]:
-    """A group of pieces, with pieces of nothing but punctuation at either edge apart."""
-    units: list[list[int]] = [[]]  # what cannot be cut: a visible piece and the invisible ones before it
-    marks: list[bool] = []
-    for index in group:
-        units[-1].append(index)
-        content = text[ends[index - 1] if index else 0:ends[index]].strip()
-        if content:
-            marks.append(all(unicodedata.category(letter).startswith("P") for letter in content))
-            units.append([])
-    if all(marks):
-        return [group]
-    left = marks.index(False)
-    right = len(marks) - marks[::-1].index(False)
-    parts = (units[:left], units[left:right], units[right:-1])
-    return [[index for unit in part for index in unit] for part in parts if part]
+def _unpickle(text: str, source: str, roles: Mapping[str, int]) -> Tokenizer:
+    return Tokenizer.from_json(text, source=source, roles=roles)

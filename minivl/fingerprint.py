@@ -1,0 +1,112 @@
+"""What a model answers to a fixed input: a mark of its behaviour, for what tensors and keys cannot show.
+
+QuickGELU taken for GELU, an eps of 1e-12 for 1e-6, queries taken for keys: all tensors fit, and the outputs are
+wrong. A converted file notes outputs of the library it came from; `minivl.load(..., verify=True)` compares.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .models.captioner import Captioner
+from .models.clip import CLIP
+from .models.vit import ViT
+
+VALUES = 64  # of each output
+# of the largest value: float32 of one machine and another differ by a tenth of it, an eps of 1e-12 for 1e-6 by
+# several times as much (measured on DeiT-tiny)
+TOLERANCE = 5e-6
+LENGTH = 6  # tokens of the text
+
+
+def probe(model: ViT | CLIP | Captioner) -> dict[str, Tensor]:
+    """The fixed input of a model of this shape.
+
+    Returns:
+        images (2, 3, H, W), the first noise, the second so faint that all its tokens are nearly the same and the eps of
+        the norms shows; and, where there is text, ids (2, T) that begin with its first and end with its last token.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vit = model.visual if isinstance(model, CLIP) else model.encoder if isinstance(model, Captioner) else model
+    size = vit.config.image_size if isinstance(vit, ViT) else (96, 64)
+    channels = vit.config.in_channels if isinstance(vit, ViT) else 3
+    images = torch.randn(2, channels, *size, generator=generator)
+    images[1] *= 1e-3
+    if isinstance(model, ViT):
+        return {"images": images}
+    if isinstance(model, CLIP):
+        text, first, last = model.config.text, model.config.text.bos_id, model.config.text.eot_id
+        low = min(first, last)  # no other token is the end
+    else:
+        text, first, last = model.config.decoder, model.config.decoder.bos_id, model.config.decoder.eos_id
+        low = model.config.decoder.vocab_size
+    ids = torch.randint(0, max(low, 1), (2, min(LENGTH, text.max_len)), generator=generator)
+    ids[:, 0], ids[:, -1] = first, last
+    return {"images": images, "ids": ids}
+
+
+@torch.no_grad()
+def outputs(model: ViT | CLIP | Captioner) -> dict[str, Tensor]:
+    """What the model answers to `probe`, in float32 on the CPU: name of the output -> tensor."""
+    model = copy.deepcopy(model).float().cpu().eval()
+    given = probe(model)
+    if isinstance(model, ViT):
+        tokens = model.encode(given["images"])
+        return {"tokens": tokens, "logits": model.logits(tokens)}
+    if isinstance(model, CLIP):
+        return {"image": model.encode_image(given["images"]), "text": model.encode_text(given["ids"]),
+                "logits": model(given["images"], given["ids"])}
+    memory = model.encode(given["images"])
+    return {"memory": memory.tokens, "logits": model.replay(None, given["ids"], memory=memory)}
+
+
+def fingerprint(answers: Mapping[str, Tensor], by: str) -> dict[str, Any]:
+    """Some values of each output, at places drawn once and for all.
+
+    Args:
+        answers: what `outputs`, or the reference library on the same `probe`, gave.
+        by: who computed it.
+
+    Returns:
+        ``{"by": ..., "values": {output: list of floats}}``, JSON-able.
+    """
+    return {"by": by, "values": {name: _sample(answer).tolist() for name, answer in answers.items()}}
+
+
+def _sample(answer: Tensor) -> Tensor:
+    places = torch.randint(0, answer.numel(), (VALUES,), generator=torch.Generator().manual_seed(answer.numel()))
+    return answer.detach().float().cpu().flatten()[places]
+
+
+def check_fingerprint(model: ViT | CLIP | Captioner, noted: Mapping[str, Any],
+                      source: str | PathLike[str]) -> dict[str, float]:
+    """Compare a model with the fingerprint its file notes.
+
+    Returns:
+        output -> largest difference, as a part of its largest value.
+
+    Raises:
+        InputError: one differs by more than `TOLERANCE`, or the note is damaged.
+    """
+    answers = outputs(model)
+    differences = {}
+    try:
+        by, values = noted["by"], {name: torch.tensor(list(map(float, told))) for name, told in noted["values"].items()}
+        for name, told in values.items():
+            mine = _sample(answers[name])
+            differences[name] = float((mine - told).abs().max() / told.abs().max().clamp(min=1e-12))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"its fingerprint is damaged ({type(error).__name__}: {error})", source=source) from None
+    wrong = {name: difference for name, difference in differences.items() if not difference <= TOLERANCE}
+    if wrong or not differences:
+        listed = ", ".join(f"{name} by {difference:.1e}" for name, difference in wrong.items()) or "nothing to compare"
+        raise InputError(f"does not compute what {by} computed when it was converted ({listed} of the largest value): "
+                         "another activation, eps, norm order or tensor", source=source)
+    return differences
