@@ -7,17 +7,19 @@ wrong. A converted file notes outputs of the library it came from; `minivl.load(
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, some
 from .models.captioner import Captioner
 from .models.clip import CLIP
 from .models.vit import ViT
+from .nn.blocks import ACTIVATIONS, activation
 
 VALUES = 64  # of each output
 # of the largest value: float32 of one machine and another differ by a tenth of it, an eps of 1e-12 for 1e-6 by
@@ -67,17 +69,39 @@ def outputs(model: ViT | CLIP | Captioner) -> dict[str, Tensor]:
     return {"memory": memory.tokens, "logits": model.replay(None, given["ids"], memory=memory)}
 
 
-def fingerprint(answers: Mapping[str, Tensor], by: str) -> dict[str, Any]:
-    """Some values of each output, at places drawn once and for all.
+def traits(model: nn.Module) -> dict[str, list[Any]]:
+    """What a network, ours or another's, shows of its arithmetic without computing: the eps of its layer norms, and
+    its activations, told by what they do to a few numbers.
+
+    Returns:
+        ``{"act": our names, "eps": numbers}``, each sorted.
+    """
+    x = torch.linspace(-4, 4, 33)
+    eps = {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)}
+    acts = {name for module in model.modules() for name in ACTIVATIONS
+            if re.search("gelu|relu", type(module).__name__, re.IGNORECASE)
+            and torch.allclose(module(x.clone()), activation(name)(x), atol=1e-6)}
+    return {"act": sorted(acts), "eps": sorted(eps)}
+
+
+def norm_order(model: ViT | CLIP | Captioner) -> str:
+    """Where the norms of its text blocks stand, those of images being always first: "pre" or "post"."""
+    return model.config.decoder.norm if isinstance(model, Captioner) else "pre"
+
+
+def fingerprint(model: ViT | CLIP | Captioner, answers: Mapping[str, Tensor], by: str) -> dict[str, Any]:
+    """Some values of each output, at places drawn once and for all, and the traits beside them.
 
     Args:
+        model: ours.
         answers: what `outputs`, or the reference library on the same `probe`, gave.
         by: who computed it.
 
     Returns:
-        ``{"by": ..., "values": {output: list of floats}}``, JSON-able.
+        ``{"by": ..., "values": {output: list of floats}, "act": ..., "eps": ..., "norm": ...}``, JSON-able.
     """
-    return {"by": by, "values": {name: _sample(answer).tolist() for name, answer in answers.items()}}
+    return {"by": by, "values": {name: _sample(answer).tolist() for name, answer in answers.items()},
+            **traits(model), "norm": norm_order(model)}
 
 
 def _sample(answer: Tensor) -> Tensor:
@@ -95,13 +119,17 @@ def check_fingerprint(model: ViT | CLIP | Captioner, noted: Mapping[str, Any],
     Raises:
         InputError: one differs by more than `TOLERANCE`, or the note is damaged.
     """
+    mine = {**traits(model), "norm": norm_order(model)}
+    if wrong := [f"{name} is {mine[name]}, noted was {noted.get(name)}" for name in mine
+                 if mine[name] != noted.get(name)]:
+        raise InputError(f"is not the model that was converted: {some(wrong)}", source=source)
     answers = outputs(model)
     differences = {}
     try:
         by, values = noted["by"], {name: torch.tensor(list(map(float, told))) for name, told in noted["values"].items()}
         for name, told in values.items():
-            mine = _sample(answers[name])
-            differences[name] = float((mine - told).abs().max() / told.abs().max().clamp(min=1e-12))
+            apart = (_sample(answers[name]) - told).abs().max()
+            differences[name] = float(apart / told.abs().max().clamp(min=1e-12))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"its fingerprint is damaged ({type(error).__name__}: {error})", source=source) from None
     wrong = {name: difference for name, difference in differences.items() if not difference <= TOLERANCE}

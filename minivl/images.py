@@ -21,7 +21,7 @@ from .geometry import Geometry, Pair
 log = logging.getLogger(__name__)
 
 Photo = str | PathLike[str] | Image.Image
-MODES = ("crop", "squash", "long")
+MODES = ("crop", "squash", "squash_crop", "long")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
               "nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}
 # EXIF orientation -> what makes the stored picture upright
@@ -42,6 +42,7 @@ class Preprocessing:
             floor(size / crop_pct) is not square, the picture is resized by the one factor, sides
             rounded, with which it just covers that rectangle (timm's ``crop_mode="center"``).
         squash: resize both sides to ``size``; the aspect is lost, nothing is cut. ``crop_pct`` is unused.
+        squash_crop: resize each side to floor(size / crop_pct), the aspect is lost, then cut the centre.
         long: resize the long side to ``size[0]``, truncate the other, cut nothing; pictures of one batch
             are padded at right and bottom with zeros after normalisation (as DETR and CATR want it).
             ``crop_pct`` is unused and ``size`` is square.
@@ -50,7 +51,7 @@ class Preprocessing:
         size: (H, W) of the tensor.
         mean, std: per channel (red, green, blue), of values between 0 and 1.
         crop_pct: part of the resized side that the crop keeps; above 1 pads.
-        mode: "crop", "squash" or "long".
+        mode: "crop", "squash", "squash_crop" or "long".
         interpolation: "bicubic", "bilinear", "nearest" or "lanczos".
 
     Raises:
@@ -289,6 +290,9 @@ def _resized(source: Pair, preprocessing: Preprocessing) -> Pair:
     """(H, W) that a photo of ``source`` (H, W) pixels is resized to."""
     if preprocessing.mode == "squash":
         return preprocessing.size
+    if preprocessing.mode == "squash_crop":
+        height, width = (math.floor(side / preprocessing.crop_pct) for side in preprocessing.size)
+        return height, width
     short, long = sorted(source)
     if preprocessing.mode == "long":
         new_long = preprocessing.size[0]

@@ -31,6 +31,7 @@ from .models.clip import CLIP, CLIPConfig
 from .models.presets import ALIASES, PRESETS
 from .models.vit import ViT, ViTConfig
 from .text.published import read_tokenizer
+from .text.tokenizer import Tokenizer
 
 __all__ = ["FAMILIES", "Conversion", "Model", "convert", "create", "find_weights", "from_state_dict", "load", "save"]
 
@@ -152,7 +153,8 @@ def load(source: str | os.PathLike[str], *, num_classes: int | None = None,
 
 def _from_file(path: Path, verify: bool) -> Model:
     if path.suffix in PICKLED:
-        raise InputError(f"is not safetensors: python -m weights.convert {path} OUT.safetensors makes it so", source=path)
+        raise InputError(f"is not safetensors: python -m weights.convert {path} OUT.safetensors makes it so",
+                         source=path)
     state, metadata = read_tensors(path)
     if HEADER_KEY in metadata:
         return _own(state, metadata[HEADER_KEY], path, verify)
@@ -190,7 +192,8 @@ def _own(state: dict[str, Tensor], header_text: str, path: Path, verify: bool) -
 
 
 def from_folder(folder: Path, *, name: str | None = None, state: Mapping[str, Tensor] | None = None,
-                family: str = "auto") -> Conversion:
+                family: str = "auto", description: Mapping[str, Any] | None = None,
+                tokenizer: Tokenizer | None = None) -> Conversion:
     """A model of a folder as the hub has them: weights, config.json, preprocessor_config.json, tokenizer files.
 
     Args:
@@ -198,18 +201,26 @@ def from_folder(folder: Path, *, name: str | None = None, state: Mapping[str, Te
         name: what it is called, e.g. its hub id.
         state: its tensors, where they are not to be read from its safetensors.
         family: as in `from_state_dict`.
+        description, tokenizer: win over those of the folder.
 
     Raises:
         InputError: as `from_state_dict`; a file of the folder that is damaged.
     """
     described = {file.name: read_json(file) for file in sorted(folder.glob("*.json")) if file.name in hub.DESCRIPTIONS}
-    description = next((described[file] for file in hub.DESCRIPTIONS[:2] if file in described), None)
+    description = description or next((described[file] for file in hub.DESCRIPTIONS[:2] if file in described), None)
     processor = next((described[file] for file in hub.DESCRIPTIONS[2:] if file in described), None)
     try:
         settings = huggingface.preprocessing(processor) if processor else None
-        return convert(hub.weights_of(folder) if state is None else state, family=family, name=name,
+        done = convert(hub.weights_of(folder) if state is None else state, family=family, name=name,
                        description=description, preprocessing=Preprocessing.or_none(settings),
-                       tokenizer=read_tokenizer(folder, missing_ok=True))
+                       tokenizer=tokenizer or read_tokenizer(folder, missing_ok=True))
+        trained = getattr(_vit(done.model), "config", None)
+        if settings and isinstance(trained, ViTConfig) and trained.image_size != tuple(settings["size"]):
+            # DINOv2's tables are for 518 pixels and its processor gives 224: its library resizes at every call
+            resize(done.model, tuple(settings["size"]), folder)
+            done.receipt.notes.append(f"position table resized from images of {trained.image_size} to "
+                                      f"{tuple(settings['size'])}, as the preprocessor wants, by rule {trained.resize}")
+        return done
     except InputError as error:
         raise InputError(str(error), source=folder if name is None else name) from None
 
@@ -230,17 +241,17 @@ def _replace_head(model: Model, num_classes: int, source: Path) -> None:
 
 def resize(model: Model, image_size: int | tuple[int, int], source: str | os.PathLike[str] = "model") -> None:
     """Let a model take images of another size, in place; see `ViT.resize`."""
-    if isinstance(model, ViT):
-        model.resize(image_size)
-        return
-    vit = model.visual if isinstance(model, CLIP) else model.encoder
+    vit = _vit(model)
     if not isinstance(vit, ViT):
         raise InputError("takes images of any size: image_size has nothing to change", source=source)
-    vit.preprocessing = model.preprocessing
     vit.resize(image_size)
-    model.preprocessing, vit.preprocessing = vit.preprocessing, None
-    inner = {"vision": vit.config} if isinstance(model, CLIP) else {"encoder": vit.config}
-    model.config = replace(model.config, **inner)  # type: ignore[type-var, assignment]
+    if isinstance(model, Captioner) and model.preprocessing is not None:
+        model.preprocessing = model.preprocessing.resized(vit.config.image_size)
+
+
+def _vit(model: Model) -> torch.nn.Module:
+    """The part of a model that sees the images."""
+    return model.visual if isinstance(model, CLIP) else model.encoder if isinstance(model, Captioner) else model
 
 
 # -- foreign weights -----------------------------------------------------------------------------------------

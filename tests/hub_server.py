@@ -10,9 +10,11 @@ a changed file makes another commit.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -53,6 +55,7 @@ class Hub:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.open: set[socket.socket] = set()
         self.reset()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -80,9 +83,16 @@ class Hub:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nobody listens there any more; twice does no harm."""
         for event in self.pause.values():
             event.set()
         self._server.shutdown()
+        for connection in list(self.open):  # kept alive, they would be answered on
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
         self._thread.join()
 
@@ -96,8 +106,8 @@ class Hub:
         """Variables of a process that knows this hub only, with its caches in `home`, without proxies or token."""
         kept = {name: value for name, value in os.environ.items()
                 if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")) and not name.lower().endswith("_proxy")}
-        return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home / "huggingface"), "XDG_CACHE_HOME": str(home / "cache"),
-                "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0", **more}
+        return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home / "huggingface"),
+                "XDG_CACHE_HOME": str(home / "cache"), "HF_HUB_DISABLE_TELEMETRY": "1", **more}
 
     def commit(self, folder: Path) -> str:
         """The commit of a repository's folder: another one when a file changes."""
@@ -133,6 +143,14 @@ def _hashes(file: Path) -> tuple[str, str]:
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            hub.open.add(self.connection)
+
+        def finish(self) -> None:
+            hub.open.discard(self.connection)
+            super().finish()
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

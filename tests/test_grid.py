@@ -99,7 +99,8 @@ def test_cells_follow_their_nearest_pixel(size: tuple[int, int]) -> None:
 
 def test_the_grid_of_any_size(encoder: GridEncoder) -> None:
     assert encoder.cell == (16, 16) and encoder.attn_sites == {"encoder": (2, 8)}
-    for size, grid in (((1, 1), (1, 1)), ((16, 17), (1, 2)), ((31, 33), (2, 3)), ((96, 64), (6, 4)), ((65, 50), (5, 4))):
+    for size, grid in (((1, 1), (1, 1)), ((16, 17), (1, 2)), ((31, 33), (2, 3)), ((96, 64), (6, 4)),
+                       ((65, 50), (5, 4))):
         images = random(2, 3, *size)
         memory = look(encoder, images)
         assert memory.grid == grid and memory.n_prefix == 0 and memory.mask is None

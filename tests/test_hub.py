@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,16 +24,21 @@ from safetensors.torch import save, save_file
 from minivl.errors import InputError
 from minivl.hub import cache_folder, converted, is_id, weights_name, weights_of
 
+Files = Mapping[str, bytes | Mapping[str, Any]]
+
 SNAPSHOT = "from minivl.hub import snapshot; print(snapshot('acme/tiny'))"
 ANSWER = """
-import json, sys, time
-import torch
+import json, os, sys, time
+from huggingface_hub import constants
 from minivl.errors import InputError
 from minivl.hub import snapshot
 time.sleep = lambda seconds: None  # between the library's attempts
+constants.DOWNLOAD_CHUNK_SIZE = 10  # what it can resume after
 for line in sys.stdin:
+    asked = json.loads(line)
+    os.environ["HF_TOKEN"] = asked.pop("token", "")
     try:
-        answer = ["folder", str(snapshot(**json.loads(line)))]
+        answer = ["folder", str(snapshot(**asked))]
     except (InputError, OSError) as error:
         answer = [type(error).__name__, str(error)]
     print(json.dumps(answer), flush=True)
@@ -41,20 +50,24 @@ def weights(seed: int = 0, size: int = 8) -> dict[str, torch.Tensor]:
     return {"one": torch.randn(size, 3, generator=draw), "two": torch.randn(size, generator=draw).bfloat16()}
 
 
-def repository(hub: Hub, id: str, files: Mapping[str, bytes | Mapping[str, Any]] | None = None) -> Path:
+def repository(hub: Hub, id: str, files: Files | None = None) -> Path:
     """A repository of the hub; by default a config, a vocabulary, weights, and what nobody wants."""
-    folder = hub.folder / id
     if files is None:
         files = {"config.json": {"width": 12}, "vocab.txt": b"a\nb\n", "model.safetensors": save(weights()),
                  "README.md": b"read me", "pytorch_model.bin": b"never", "tf_model.h5": b"never",
                  "onnx/config.json": {}, "trainer_state.json": {}}
+    return put(hub.folder / id, files)
+
+
+def put(folder: Path, files: Files) -> Path:
+    """The folder, with these files written into it: bytes, or what becomes JSON."""
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     return folder
 
 
-def sharded(parts: Mapping[str, Mapping[str, torch.Tensor]], **more: str) -> dict[str, bytes | dict[str, Any]]:
+def sharded(parts: Mapping[str, Mapping[str, torch.Tensor]], **more: str) -> Files:
     """The files of weights in parts, with an index of them."""
     index = {name: part for part, tensors in parts.items() for name in tensors}
     return {"model.safetensors.index.json": {"metadata": {"total_size": 1}, "weight_map": {**index, **more}},
@@ -70,19 +83,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class Asker:
-    """A process that takes snapshots one after another, while the hub changes its manners."""
+    """A process that takes snapshots one after another, while the hub changes its manners; ends with its block."""
 
     def __init__(self, hub: Hub, home: Path, **more: str) -> None:
         self.home = home
         self.process = subprocess.Popen(
             [sys.executable, "-c", ANSWER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, env={**hub.environment(home, **more), "OMP_NUM_THREADS": "1"})
+            stderr=subprocess.PIPE, text=True, bufsize=1, env={**hub.environment(home, **more), "OMP_NUM_THREADS": "1"})
 
     def ask(self, id: str, **options: Any) -> list[str]:
         """["folder", path], or the error's type and text."""
         assert self.process.stdin is not None and self.process.stdout is not None
         print(json.dumps({"id": id, **options}), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
+        answer: list[str] = json.loads(self.process.stdout.readline())
+        return answer
 
     def folder(self, id: str, **options: Any) -> Path:
         kind, path = self.ask(id, **options)
@@ -97,9 +111,16 @@ class Asker:
         assert not [name for name in left if name.endswith((".incomplete", ".safetensors"))], left
         return line
 
-    def stop(self) -> str:
-        """What it wrote to stderr."""
-        return self.process.communicate()[1]
+    def __enter__(self) -> Asker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.stderr = self.process.communicate(timeout=30)[1]
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            raise
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +131,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def _asker(served: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asker]:
-    asker = Asker(served, tmp_path_factory.mktemp("home"), HF_HUB_ETAG_TIMEOUT="1", HF_HUB_DOWNLOAD_TIMEOUT="1")
-    yield asker
-    asker.stop()
+    with Asker(served, tmp_path_factory.mktemp("home"), HF_HUB_ETAG_TIMEOUT="1", HF_HUB_DOWNLOAD_TIMEOUT="1") as asker:
+        yield asker
 
 
 @pytest.fixture
@@ -132,9 +152,9 @@ def test_ids_and_paths() -> None:
     for text in ("timm/vit_base_patch16_224.augreg2_in21k_ft_in1k", "openai/clip-vit-base-patch32", "a/b", "A_1/b.c-d"):
         assert is_id(text), text
     for text in ("weights/x.safetensors", "./a/b", "../a", "a", "a/b/c", "/a/b", "a/", "/b", "~/b", "a\\b", "a/b.pth",
-                 "a/b c", "a/b\n", "a--b/c", "a/b..c", "a/.b", "a/-b", "a/b.", "a/b.git", "a/ü", "", "a/" + "b" * 97,
-                 Path("a/b"), None):
+                 "a/b c", "a/b\n", "a--b/c", "a/b..c", "a/.b", "a/-b", "a/b.", "a/b.git", "a/ü", "", "a/" + "b" * 97):
         assert not is_id(text), text
+    assert not is_id(Path("a/b")) and not is_id(None)
 
 
 def test_where_converted_weights_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -149,40 +169,35 @@ def test_where_converted_weights_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_first_from_the_hub_then_from_the_cache(tmp_path: Path) -> None:
     with Hub(tmp_path / "hub") as hub:
         source = contents(repository(hub, "acme/tiny"))
-        first = python(SNAPSHOT, hub.environment(tmp_path))
-        assert first.returncode == 0, first.stderr
+        found, shown = on_a_terminal(hub.environment(tmp_path))
         assert hub.fetched == ["config.json", "vocab.txt", "model.safetensors"]  # weights last
-        folder = Path(first.stdout.strip())
+        assert all(f"{name}: 100%" in shown for name in hub.fetched)
+        folder = Path(found.strip())
         assert contents(folder) == {name: source[name] for name in hub.fetched}
         assert folder.parents[1] == cache(tmp_path, "acme/tiny")
         hub.reset()
         second = python(SNAPSHOT, hub.environment(tmp_path))
-        assert second.stdout == first.stdout and hub.requests == ["GET /api/models/acme/tiny"]
+        assert second.stdout == found and hub.requests == ["GET /api/models/acme/tiny"]
         hub.reset()
         third = python(SNAPSHOT, hub.environment(tmp_path, HF_HUB_OFFLINE="1"))
-        assert third.stdout == first.stdout and hub.requests == [] and third.stderr == ""
+        assert third.stdout == found and hub.requests == [] and third.stderr == ""
 
 
-def test_progress_is_shown(tmp_path: Path) -> None:
-    """On a terminal; elsewhere the library keeps quiet."""
+def on_a_terminal(environment: dict[str, str]) -> tuple[str, str]:
+    """What a snapshot prints, and what it shows on a terminal 200 columns wide."""
     ours, theirs = os.openpty()
-    with Hub(tmp_path / "hub") as hub:
-        repository(hub, "acme/tiny")
-        done = subprocess.run([sys.executable, "-c", SNAPSHOT], cwd=ROOT, env=hub.environment(tmp_path), stderr=theirs,
-                              stdout=subprocess.PIPE, timeout=120)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
+    process = subprocess.Popen([sys.executable, "-c", SNAPSHOT], cwd=ROOT, env=environment, stderr=theirs,
+                               stdout=subprocess.PIPE, text=True)
     os.close(theirs)
     shown = b""
-    while chunk := _read(ours):
-        shown += chunk
+    with contextlib.suppress(OSError):  # Linux says so that the other side is closed
+        while chunk := os.read(ours, 1 << 16):
+            shown += chunk
     os.close(ours)
-    assert done.returncode == 0 and b"model.safetensors: 100%" in shown, shown
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 1 << 16)
-    except OSError:  # what Linux says when the other side is closed
-        return b""
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, shown
+    return printed, shown.decode()
 
 
 def test_weights_in_parts(hub: Hub, asker: Asker) -> None:
@@ -245,27 +260,21 @@ def test_revisions(hub: Hub, asker: Asker) -> None:
 def test_no_such_model_and_no_token(hub: Hub, asker: Asker) -> None:
     assert f"no such model at {hub.url}" in asker.error("acme/typo")
     assert "owner/name is needed" in asker.error("./acme/typo")
-    repository(hub, "acme/secret")
+    source = repository(hub, "acme/private")
     hub.token = "hf_right"
-    line = asker.error("acme/secret")
+    line = asker.error("acme/private")
     assert f"no such model at {hub.url}; a private or gated one needs a token: set HF_TOKEN" in line
-    hub.token = None
+    assert f"{hub.url} refuses access (401), the token is wrong" in asker.error("acme/private", token="hf_wrong")
+    assert asker.folder("acme/private", token="hf_right").name == hub.commit(source)
+
+
+def test_gated_and_forbidden(hub: Hub, asker: Asker) -> None:
+    repository(hub, "acme/secret")
     hub.gated.add("acme/secret")
     assert f"is gated: agree to its terms at {hub.url}/acme/secret, then set HF_TOKEN" in asker.error("acme/secret")
     hub.gated.clear()
     hub.status = 403
     assert f"{hub.url} refuses access (403)" in asker.error("acme/secret")
-
-
-@pytest.mark.parametrize("token, works", [("hf_wrong", False), ("hf_right", True)])
-def test_the_token_is_sent(tmp_path: Path, token: str, works: bool) -> None:
-    with Hub(tmp_path / "hub") as hub:
-        repository(hub, "acme/tiny")
-        hub.token = "hf_right"
-        done = python(SNAPSHOT, hub.environment(tmp_path, HF_TOKEN=token))
-        assert (done.returncode == 0) is works
-        if not works:
-            assert f"acme/tiny: {hub.url} refuses access (401), the token is wrong" in done.stderr
 
 
 # -- no answer -----------------------------------------------------------------------------------------------
@@ -275,8 +284,10 @@ def test_no_answer(hub: Hub, asker: Asker) -> None:
     repository(hub, "acme/known")
     repository(hub, "acme/new")
     folder = asker.folder("acme/known")
-    for manners, reason in (({"silent": 2.0}, f"{hub.url} does not answer in time"),
-                            ({"status": 503}, f"{hub.url} answered 503"), ({"status": 429}, f"{hub.url} answered 429")):
+    silences: list[tuple[dict[str, Any], str]] = [
+        ({"silent": 2.0}, f"{hub.url} does not answer in time"), ({"status": 503}, f"{hub.url} answered 503"),
+        ({"status": 429}, f"{hub.url} answered 429")]
+    for manners, reason in silences:
         hub.reset()
         vars(hub).update(manners)
         assert asker.error("acme/new") == f"acme/new: {reason}, and the cache does not have revision 'main'"
@@ -289,39 +300,33 @@ def test_no_answer(hub: Hub, asker: Asker) -> None:
 
 
 def test_no_network(tmp_path: Path) -> None:
-    with Hub(tmp_path / "hub") as hub:
+    with Hub(tmp_path / "hub") as hub, Asker(hub, tmp_path) as asker:
         repository(hub, "acme/tiny")
-        python(SNAPSHOT, hub.environment(tmp_path))
-    told = ("import logging; logging.basicConfig(format='%(name)s: %(message)s')\n" + SNAPSHOT)
-    refused = python(told, hub.environment(tmp_path))  # nobody listens there any more
-    assert refused.returncode == 0 and refused.stdout.strip().startswith(str(cache(tmp_path, "acme/tiny")))
-    assert f"minivl.hub: acme/tiny: no connection to {hub.url} (" in refused.stderr
-    assert refused.stderr.strip().endswith("; the copy in the cache is used")
-    unknown = ("import socket\ndef getaddrinfo(*host, **more):\n"
-               "    raise socket.gaierror(-2, 'Name or service not known')\nsocket.getaddrinfo = getaddrinfo\n")
-    for code, line in ((SNAPSHOT, "Connection refused"), (unknown + SNAPSHOT, "Name or service not known")):
-        done = python(code, hub.environment(tmp_path / "empty"))
-        assert done.returncode == 1 and f"acme/tiny: no connection to {hub.url} ([Errno" in done.stderr
-        assert f"{line}), and the cache does not have revision 'main'" in done.stderr
-    assert not cache(tmp_path / "empty", "acme/tiny").exists()
+        folder = asker.folder("acme/tiny")
+        hub.close()
+        assert asker.folder("acme/tiny") == folder
+        line = asker.error("acme/new")
+    nothing = ", and the cache does not have revision 'main'"
+    assert line.startswith(f"acme/new: no connection to {hub.url} ([Errno") and line.endswith(f"refused){nothing}")
+    assert f"acme/tiny: no connection to {hub.url} (" in asker.stderr
+    assert asker.stderr.count("; the copy in the cache is used") == 1
+    with Asker(hub, tmp_path, HF_ENDPOINT="http://hub.invalid") as asker:  # a name that by RFC 2606 nobody has
+        line = asker.error("acme/new")
+    assert line.startswith("acme/new: no connection to http://hub.invalid (") and line.endswith(f"){nothing}")
+    assert not cache(tmp_path, "acme/new").exists()
 
 
 def test_offline_takes_complete_copies_only(tmp_path: Path) -> None:
-    state = weights()
-    with Hub(tmp_path / "hub") as hub:
-        for id in ("acme/tiny", "acme/half"):
-            repository(hub, id)
-        repository(hub, "acme/parts", sharded({"a.safetensors": {"one": state["one"]},
-                                               "b.safetensors": {"two": state["two"]}}))
-        repository(hub, "acme/old", {"pytorch_model.bin": b""})
-        some = "from huggingface_hub import hf_hub_download as get\n" + "\n".join(
-            f"get({id!r}, {name!r})" for id, name in (
-                ("acme/half", "config.json"), ("acme/parts", "model.safetensors.index.json"),
-                ("acme/parts", "a.safetensors"), ("acme/old", "pytorch_model.bin")))
-        assert python(some, hub.environment(tmp_path)).returncode == 0  # another program's part of a model
-        hub.reset()
-        asker = Asker(hub, tmp_path, HF_HUB_OFFLINE="1")
-        offline = ": HF_HUB_OFFLINE is set, and the cache "
+    """Other programs leave parts of a model in the cache."""
+    parts: dict[str, Files] = {
+        "acme/half": {"config.json": {}}, "acme/old": {"pytorch_model.bin": b""},
+        "acme/parts": sharded({"a.safetensors": {"one": torch.zeros(2)}}, two="b.safetensors")}
+    for id, files in parts.items():
+        put(cache(tmp_path, id) / "refs", {"main": b"c0ffee"})
+        put(cache(tmp_path, id) / "snapshots" / "c0ffee", files)
+    offline = ": HF_HUB_OFFLINE is set, and the cache "
+    with Hub(tmp_path / "hub") as hub, Asker(hub, tmp_path, HF_HUB_OFFLINE="1") as asker:
+        repository(hub, "acme/tiny")
         assert asker.error("acme/tiny") == f"acme/tiny{offline}does not have revision 'main'"
         assert asker.error("acme/tiny", revision="v1") == f"acme/tiny{offline}does not have revision 'v1'"
         assert asker.error("acme/half") == f"acme/half{offline}has revision 'main' without weights"
@@ -329,7 +334,6 @@ def test_offline_takes_complete_copies_only(tmp_path: Path) -> None:
         assert (kind, line) == ("InputError", f"acme/parts{offline}has revision 'main' without b.safetensors")
         assert "python -m weights.fetch acme/old" in asker.error("acme/old")
         assert (asker.folder("acme/old", pickled=True) / "pytorch_model.bin").is_file()
-        asker.stop()
         assert hub.requests == []
 
 
@@ -384,52 +388,44 @@ def test_an_index_of_what_is_not_there(hub: Hub, asker: Asker) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
-def test_a_download_that_was_stopped_goes_on(tmp_path: Path, number: signal.Signals) -> None:
-    """After the file it was at, and the old copy is there for offline work until the new one is."""
-    with Hub(tmp_path / "hub") as hub:
-        source = repository(hub, "acme/tiny")
-        old = python(SNAPSHOT, hub.environment(tmp_path)).stdout
-        repository(hub, "acme/tiny", {"config.json": {"new": 1}, "model.safetensors": save(weights(1, 1 << 18))})
-        hub.reset()
-        hub.pause["model.safetensors"] = threading.Event()
-        process = subprocess.Popen([sys.executable, "-c", SNAPSHOT], cwd=ROOT, env=hub.environment(tmp_path),
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert hub.paused.wait(60)
-        process.send_signal(number)
-        _, complaint = process.communicate(timeout=60)  # while the hub still waits
-        assert process.returncode == -number and ("KeyboardInterrupt" in complaint) is (number == signal.SIGINT)
-        left = list(cache(tmp_path, "acme/tiny").rglob("*.incomplete"))
-        assert len(left) == (number == signal.SIGKILL)
-        assert python(SNAPSHOT, hub.environment(tmp_path, HF_HUB_OFFLINE="1")).stdout == old
-        hub.pause.pop("model.safetensors").set()
-        hub.reset()
-        done = python(SNAPSHOT, hub.environment(tmp_path))
-        assert hub.fetched == ["model.safetensors"]
-        assert contents(Path(done.stdout.strip())) == {
-            name: (source / name).read_bytes() for name in ("config.json", "vocab.txt", "model.safetensors")}
+def test_a_download_that_was_stopped_goes_on(hub: Hub, asker: Asker, number: signal.Signals) -> None:
+    """With the file it was at; until then the old copy is what the cache has."""
+    id = f"acme/{number.name}"
+    source = repository(hub, id)
+    old = asker.folder(id)
+    repository(hub, id, {"config.json": {"new": 1}, "model.safetensors": save(weights(1, 1 << 18))})
+    hub.pause["model.safetensors"] = threading.Event()
+    process = subprocess.Popen([sys.executable, "-c", SNAPSHOT.replace("acme/tiny", id)], cwd=ROOT, text=True,
+                               stderr=subprocess.PIPE, env=hub.environment(asker.home))
+    assert hub.paused.wait(60)
+    process.send_signal(number)
+    _, complaint = process.communicate(timeout=60)  # while the hub still waits
+    assert process.returncode == -number and ("KeyboardInterrupt" in complaint) is (number == signal.SIGINT)
+    assert len(list(cache(asker.home, id).rglob("*.incomplete"))) == (number == signal.SIGKILL)
+    hub.pause["model.safetensors"].set()
+    hub.reset()
+    hub.status = 503
+    assert asker.folder(id) == old
+    hub.reset()
+    new = asker.folder(id)
+    assert hub.fetched == ["model.safetensors"]
+    wanted = ("config.json", "vocab.txt", "model.safetensors")
+    assert contents(new) == {name: (source / name).read_bytes() for name in wanted}
 
 
 def test_errors_of_the_disk_stay_what_they_are(tmp_path: Path) -> None:
-    with Hub(tmp_path / "hub") as hub:
+    (tmp_path / "file").write_text("in the way")
+    with Hub(tmp_path / "hub") as hub, Asker(hub, tmp_path, HF_HUB_CACHE=str(tmp_path / "file")) as asker:
         repository(hub, "acme/tiny")
-        (tmp_path / "file").write_text("in the way")
-        asker = Asker(hub, tmp_path, HF_HUB_CACHE=str(tmp_path / "file"))
         kind, line = asker.ask("acme/tiny")
-        asker.stop()
     assert kind in ("NotADirectoryError", "FileExistsError") and str(tmp_path / "file") in line
 
 
 # -- weights in several files --------------------------------------------------------------------------------
 
-def folder_of(folder: Path, files: Mapping[str, bytes | Mapping[str, Any]]) -> Path:
-    for name, content in files.items():
-        (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return folder
-
-
 def test_weights_of_one_file_and_of_parts(tmp_path: Path) -> None:
     state = weights()
-    folder_of(tmp_path, sharded({"b.safetensors": {"one": state["one"]}, "a.safetensors": {"two": state["two"]}}))
+    put(tmp_path, sharded({"b.safetensors": {"one": state["one"]}, "a.safetensors": {"two": state["two"]}}))
     found = weights_of(tmp_path)
     assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
     assert found["two"].dtype == torch.bfloat16
@@ -442,7 +438,7 @@ INDEX = "model.safetensors.index.json"
 
 
 @pytest.mark.parametrize("files, line", [
-    (sharded({"a.safetensors": ONE, "b.safetensors": {**ONE, "two": torch.ones(2)}}),
+    (sharded({"a.safetensors": {**ONE, "two": torch.ones(2)}, "b.safetensors": ONE}),
      "does not fit its parts: one is in a.safetensors and in b.safetensors"),
     (sharded({"a.safetensors": ONE}, two="a.safetensors", three="a.safetensors"),
      "does not fit its parts: two is not in a.safetensors, three is not in a.safetensors"),
@@ -461,7 +457,7 @@ INDEX = "model.safetensors.index.json"
 ])
 def test_an_index_that_is_wrong(tmp_path: Path, files: dict[str, Any], line: str) -> None:
     with pytest.raises(InputError) as caught:
-        weights_of(folder_of(tmp_path, files))
+        weights_of(put(tmp_path, files))
     assert str(caught.value).startswith(f"{tmp_path / INDEX}: {line}")
 
 
@@ -471,6 +467,6 @@ def test_parts_and_folders_that_are_wrong(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(b"")
     with pytest.raises(InputError, match=rf"only x.pth: python -m weights.convert {tmp_path}/x.pth OUT.safetensors"):
         weights_of(tmp_path)
-    folder_of(tmp_path, {**sharded({"a.safetensors": ONE}), "a.safetensors": save(ONE)[:-1]})
+    put(tmp_path, {**sharded({"a.safetensors": ONE}), "a.safetensors": save(ONE)[:-1]})
     with pytest.raises(InputError, match="a.safetensors: is not a whole safetensors file"):
         weights_of(tmp_path)

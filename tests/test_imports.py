@@ -18,7 +18,7 @@ ALLOWED = {  # part -> the parts it may import besides itself
     "models": BOTTOM | LEAVES,
     "convert": BOTTOM | {"models"},
     "hub": BOTTOM,
-    "fingerprint": BOTTOM | {"models"},
+    "fingerprint": BOTTOM | {"models", "nn"},
     "loading": BOTTOM | LEAVES | {"models", "convert", "hub", "fingerprint"},
     "data": BOTTOM | LEAVES,
     "train": BOTTOM | LEAVES | {"data", "models", "loading"},

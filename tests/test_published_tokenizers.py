@@ -7,8 +7,10 @@ import gzip
 import html
 import json
 import pickle
+import re
 import shutil
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,12 @@ CAPTIONS = [
 ]
 ODD = [
     "", " ", "\n\t ", "a", "'", "''s", "'S 'LL don'T", "a  b\u00a0c\u3000d\u2028e", "a\x00b\x07c\ufffd\x7f", "\ufeffa",
-    "x" * 99, "y" * 101, "supercalifragilistic" * 40, "ab" * 700, "ÀÉÎõü ǅ ß ﬁ İstanbul ıI ſ 'ſ Ω", "e\u0301 a\u0345! \u0345",
+    "x" * 99, "y" * 101, "supercalifragilistic" * 40, "ab" * 700, "ÀÉÎõü ǅ ß ﬁ İstanbul ıI ſ 'ſ Ω",
+    "e\u0301 a\u0345! \u0345",
     "½ ² Ⅷ ٣٤ ₂ ①", "&amp;lt; &lt;b&gt; &#39;s &nbsp; &unknown; &amp;amp; &eacute; &#xD800; &#0;",
     "[CLS] a [SEP] [MASK] [PAD]", "<|endoftext|> b <|startoftext|>", "a</w>b </w>", "##ing ## #", "Ġa ĊĠ",
-    "Rock'n'roll's o'clock", "C++/C#; foo@bar.com http://x.y/z?a=b", "\u202eabc\u200b\u200d\u00ad", "𝒜𝓫 𠀀 \U0001f468\u200d\U0001f469",
+    "Rock'n'roll's o'clock", "C++/C#; foo@bar.com http://x.y/z?a=b", "\u202eabc\u200b\u200d\u00ad",
+    "𝒜𝓫 𠀀 \U0001f468\u200d\U0001f469",
     "I 'm n't 's ' ve . , ? !", "a\r\nb\rc", "_under_score_",
 ]
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -145,8 +149,10 @@ def pairs(folders: dict[str, Path]) -> dict[str, tuple[Tokenizer, Any]]:
 
 
 KINDS = ["bert", "cased", "gpt2", "clip"]
-LETTERS = st.one_of(st.characters(exclude_categories=["Cs", "Cn"]), st.sampled_from("abcst'  .,!#&;é猫\u0301\u0345ſ\n1９"))
-FRAGMENTS = st.sampled_from([*" ".join(CAPTIONS).split(), *ODD[4:16], "&lt;", "&amp;amp;", "'s", "n't", "[SEP]", "</w>"])
+LETTERS = st.one_of(st.characters(exclude_categories=["Cs", "Cn"]),
+                    st.sampled_from("abcst'  .,!#&;é猫\u0301\u0345ſ\n1９"))
+FRAGMENTS = st.sampled_from([*" ".join(CAPTIONS).split(), *ODD[4:16], "&lt;", "&amp;amp;", "'s", "n't", "[SEP]",
+                             "</w>"])
 TEXTS = st.one_of(st.text(LETTERS, max_size=30), st.lists(FRAGMENTS, max_size=8).map(" ".join),
                   st.lists(st.one_of(FRAGMENTS, LETTERS), max_size=12).map("".join))
 
@@ -365,14 +371,20 @@ def test_clip_cleans_as_openai(clip_file: Tokenizer, folders: dict[str, Path]) -
     for again in (Tokenizer.from_json(clip_file.to_json()), pickle.loads(pickle.dumps(clip_file)),
                   clip_file.with_roles({"PAD": 0}), clip_file.with_added({"[X]": 49408})):
         assert again.encode("A &amp;amp; B") == clip_file.encode("a & b") != plain.encode("A &amp;amp; B")
-    with pytest.raises(Exception):  # other readers would make other ids: they cannot read it at all
+    with pytest.raises(Exception, match="expected"):  # other readers would make other ids: they cannot read it at all
         tokenizers.Tokenizer.from_str(clip_file.to_json())
-    for named in ("'html'", "{}", "3", "[1]"):
-        text = clip_file.to_json().replace('"openai"', named.replace("'", '"'), 1)
-        with pytest.raises(InputError, match="clean=.* is unknown; there is openai"):
-            Tokenizer.from_json(text)
+
+
+def test_unknown_cleaning() -> None:
+    engine = tokenizers.Tokenizer(models.WordLevel({"a": 0, "minivl": 1}))
+    text = Tokenizer(engine, clean="openai").to_json()
+    assert Tokenizer.from_json(text).to_json() == text and Tokenizer(engine).encode("minivl") == [1]
+    assert Tokenizer.from_json(Tokenizer(engine).to_json()).to_json() == Tokenizer(engine).to_json()
+    for named in ('"html"', "{}", "3", "[1]"):
+        with pytest.raises(InputError, match="^x.json: clean=.* is unknown; there is openai"):
+            Tokenizer.from_json(text.replace('"openai"', named), source="x.json")
     with pytest.raises(InputError, match="no usable model"):
-        Tokenizer.from_json('{"minivl": 3, ' + plain.to_json()[1:])
+        Tokenizer.from_json('{"minivl": 3, ' + Tokenizer(engine).to_json()[1:])
 
 
 @settings(max_examples=400, deadline=None)
@@ -397,14 +409,16 @@ def test_clip_file_decodes_any_ids(clip_file: Tokenizer, openai: SimpleTokenizer
 def test_every_character_alone(clip_file: Tokenizer, openai: SimpleTokenizer) -> None:
     """Letters, numbers and others are told apart alike, also beside a letter, a digit, a mark and an apostrophe.
 
-    Not compared: characters that this Python's Unicode does not know; the two regular-expression engines have
-    versions of their own.
+    Not compared: characters that this Python's Unicode does not know. The engine's is newer, that of open_clip's
+    regular expressions (Unicode 17) the newest: letters that it has besides are no letters for us.
     """
-    import unicodedata
-    characters = [chr(code) for code in range(0x30000) if unicodedata.category(chr(code)) not in ("Cn", "Cs", "Co")]
+    kinds = {code: unicodedata.category(chr(code)) for code in range(0x110000)}
+    characters = [chr(code) for code, kind in kinds.items() if kind not in ("Cn", "Cs", "Co")
+                  and (kind != "Lo" or code % 50 == 0)]  # "Lo" has 120,000 ideographs and syllables
     texts = [ftfy.fix_text(f"a{one}1{one}!{one}'{one}b {one}") for one in characters]
-    assert len(texts) > 100000
-    assert [clip_file.encode_batch(texts)] == [[openai.encode(text) for text in texts]]
+    assert len(texts) > 15000
+    ids = clip_file.encode_batch(texts)
+    assert [text for text, one in zip(texts, ids) if one != openai.encode(text)] == []
 
 
 @pytest.mark.shared
@@ -431,10 +445,14 @@ def test_vocabularies_of_real_captions(shared: Path, tmp_path: Path, folders: di
         ours = Tokenizer.from_file(folder)
         assert ours.vocab_size > 3500
         compare(ours, kind.from_pretrained(folder), [*texts[1::2], *ODD])
-        for text in texts[1:400:20]:
-            words = ours.words(ours.encode(" " + text))
-            assert [word.text for word in words] == ours.decode([id for word in words for id in ours.encode(" " + text)[
-                word.start:word.stop]]).replace(".", " .").replace(",", " ,").split() or "-" in text or "'" in text
+        words = 0
+        for text in texts[1::50]:
+            ids = ours.encode(text)
+            if re.fullmatch("[A-Za-z ]+[.]?", text) and ours.unk_id not in ids:
+                said = text if kind is GPT2TokenizerFast else text.lower()
+                assert [word.text for word in ours.words(ids)] == re.findall("[A-Za-z]+|[.]", said)
+                words += len(ids)
+        assert words > 2000
 
 
 # words -----------------------------------------------------------------------------------------------------------
@@ -444,8 +462,9 @@ def test_vocabularies_of_real_captions(shared: Path, tmp_path: Path, folders: di
 def test_words_of_captions(kind: str, pairs: dict[str, tuple[Tokenizer, Any]], clip_file: Tokenizer) -> None:
     """Each word with the positions of its pieces; pieces are counted by encoding the word alone."""
     tokenizer = clip_file if kind == "file" else pairs[kind][0]
-    captions = ["a black dog is running after white jackets in the snow", "two unbelievable children climbing mountains",
-                "zyzzyva xylophone 猫" if kind == "gpt2" else "xylophone runner dog", "a"]
+    captions = ["a black dog is running after white jackets in the snow",
+                "two unbelievable children climbing mountains",
+                "snowing mountains colors" if kind in ("bert", "cased") else "zyzzyva xylophonists 猫", "a"]
     split = 0
     for caption in captions:
         ids, expected = [tokenizer.bos_id], []
@@ -455,7 +474,7 @@ def test_words_of_captions(kind: str, pairs: dict[str, tuple[Tokenizer, Any]], c
             expected.append(Word(word, len(ids), len(ids) + len(pieces)))
             split += len(pieces) > 1
             ids += pieces
-        assert ids[1:] == tokenizer.encode(caption)
+        assert ids[1:] == tokenizer.encode(caption) and tokenizer.unk_id not in ids
         ids += [tokenizer.eos_id, tokenizer.pad_id, tokenizer.pad_id]
         assert tokenizer.words(ids) == expected
         assert tokenizer.decode(ids) == caption
@@ -620,7 +639,7 @@ def test_missing_files(folders: dict[str, Path], tmp_path: Path) -> None:
     ("tokenizer_config.json", {"clean_up_tokenization_spaces": 1}, "clean_up_tokenization_spaces is 1"),
     ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "is damaged"),
     ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "[A]"}}}, "is damaged"),
-    ("tokenizer_config.json", {"added_tokens_decoder": {"400": {"content": "[A]", "magic": 1}}}, "is damaged"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"400": {"content": "[A]", "lstrip": "no"}}}, "is damaged"),
     ("tokenizer_config.json", {"added_tokens_decoder": {"400": {"text": "[A]"}}}, "is damaged: 'content' is missing"),
     ("tokenizer_config.json", {"added_tokens_decoder": {"400": {"content": 5}}}, "is damaged"),
     ("special_tokens_map.json", {"bos_token": {"text": "[A]"}}, "is damaged: 'content' is missing"),
@@ -648,13 +667,6 @@ def test_added_tokens_that_do_not_fit(tokens: dict[str, int], words: str, folder
     with pytest.raises(InputError, match=words) as caught:
         Tokenizer.from_file(tmp_path)
     assert str(caught.value).startswith(str(tmp_path))
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """transformers must not look for what a folder lacks."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    yield
 
 
 def test_line_ends_of_windows(folders: dict[str, Path], tmp_path: Path) -> None:

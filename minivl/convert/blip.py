@@ -25,6 +25,7 @@ FIXED: dict[str, Any] = {
 }
 _TEXT, _HEAD = "text_decoder.bert.", "text_decoder.cls.predictions."
 _WORDS, _LAST = f"{_TEXT}embeddings.word_embeddings.weight", f"{_HEAD}decoder.weight"
+_POSITIONS = f"{_TEXT}embeddings.position_embeddings.weight"
 _BIASES = (f"{_HEAD}bias", f"{_HEAD}decoder.bias")
 _VISION_LAYER = r"vision_model\.encoder\.layers\.(\d+)\."
 _TEXT_LAYER = r"text_decoder\.bert\.encoder\.layer\.(\d+)\."
@@ -63,20 +64,19 @@ def recognises(names: set[str]) -> bool:
 def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the tensors tell: never heads, activations, eps and special tokens; of the matrix of words only that it is
     the word table, where it is an equal copy or not there."""
-    width = hf.commonest(state, _VISION_LAYER + r"layer_norm[12]\.(?:weight|bias)")
+    seen = hf.commonest(state, _VISION_LAYER + r"layer_norm[12]\.(?:weight|bias)")
+    width = hf.commonest(state, _TEXT_LAYER + r".*output\.LayerNorm\.(?:weight|bias)")
     vision = {
-        "width": width, "depth": hf.depth(state, _VISION_LAYER + r".+"),
+        "width": seen, "depth": hf.depth(state, _VISION_LAYER + r".+"),
         "mlp_dim": hf.commonest(state, _VISION_LAYER + r"mlp\.fc1\.bias"),
         "qkv_bias": any(fullmatch(_VISION_LAYER + r"self_attn\.qkv\.bias", name) for name in state),
         **hf.patches(state, "vision_model.embeddings.patch_embedding.weight",
                      "vision_model.embeddings.position_embedding", 1)}
     text = {
-        "width": hf.commonest(state, _TEXT_LAYER + r".*output\.LayerNorm\.(?:weight|bias)"),
-        "depth": hf.depth(state, _TEXT_LAYER + r".+"), "memory_width": width,
+        "width": width, "memory_width": seen, "depth": hf.depth(state, _TEXT_LAYER + r".+"),
         "mlp_dim": hf.commonest(state, _TEXT_LAYER + r"intermediate\.dense\.bias"),
-        "vocab_size": hf.commonest(state, r"text_decoder\.(?:bert\.embeddings\.word_embeddings\.weight|"
-                                          r"cls\.predictions\.(?:bias|decoder\.weight|decoder\.bias))"),
-        "max_len": hf.commonest(state, r"text_decoder\.bert\.embeddings\.position_embeddings\.weight"),
+        "vocab_size": hf_text.rows(state, width, _WORDS, _LAST),
+        "max_len": hf_text.rows(state, width, _POSITIONS),
         "tied": hf_text.tied(state, _WORDS, _LAST)}
     return {**hf_text.dotted("encoder", hf.told(vision)), **hf_text.dotted("decoder", hf.told(text))}
 

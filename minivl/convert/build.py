@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ from ..models.decoder import DecoderConfig
 from ..models.grid import GridConfig
 from ..models.presets import PRESETS, Preset
 from ..models.vit import ViT, ViTConfig
-from . import blip, course, hf_dinov2, hf_vit, table, timm, vit_gpt2
+from . import blip, catr, course, hf_dinov2, hf_vit, table, timm, vit_gpt2
 from .described import Described
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Model = ViT | CLIP | Captioner
 Flat = dict[str, Any]  # fields of a config and of the configs in it, these dotted: "decoder.width"
 
 FAMILIES: dict[str, ModuleType] = {"timm": timm, "hf_vit": hf_vit, "hf_dinov2": hf_dinov2,
-                                   "blip": blip, "vit_gpt2": vit_gpt2, "course": course}
+                                   "blip": blip, "vit_gpt2": vit_gpt2, "course": course, "catr": catr}
 CONFIGS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "vit": lambda nested: ViTConfig(**nested), "clip": CLIPConfig.from_dict, "captioner": CaptionerConfig.from_dict}
 # Presets of equal shapes may differ in these without being other models.
@@ -85,7 +85,8 @@ def convert(state: Mapping[str, Tensor], *, family: str = "auto", config: Mappin
     if any(key not in full for key in module.NEEDED):
         raise InputError(_undecided(family, told))
     known = own.preprocessing if own else None
-    known = preprocessing or known or (preset.preprocessing if preset else None) or getattr(module, "PREPROCESSING", None)
+    known = (preprocessing or known or (preset.preprocessing if preset else None)
+             or getattr(module, "PREPROCESSING", None))
     names = class_names or (own.class_names if own else None)
     model = _model(module.KIND, full, known, tokenizer, tuple(names) if names else None)
     # a matrix of words that is not the word table has rules of its own

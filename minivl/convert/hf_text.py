@@ -19,6 +19,12 @@ def tied(state: Mapping[str, Tensor], words: str, head: str) -> bool | None:
     return None
 
 
+def rows(state: Mapping[str, Tensor], width: int | None, *names: str) -> int | None:
+    """Rows of the first of these tables that is so wide: one of an odd shape tells nothing."""
+    tables = (state[name] for name in names if name in state)
+    return next((table.shape[0] for table in tables if table.ndim == 2 and table.shape[1] == width), None)
+
+
 def token(key: str, *configs: Mapping[str, Any], default: int) -> int:
     """The special token of that key in the first config that has it.
 

@@ -27,6 +27,7 @@ class Rule(NamedTuple):
         change: what is done to the tensor first.
         why: why it is dropped; or, with `tied`, what it is a copy of.
         tied: another tensor of the file may fill the same name, if it is equal to this one.
+        known: of a dropped tensor that must be there: whether it is what this library computes itself.
     """
 
     source: str
@@ -34,11 +35,12 @@ class Rule(NamedTuple):
     change: Callable[[Tensor], Tensor] | None = None
     why: str = ""
     tied: bool = False
+    known: Callable[[Tensor], bool] | None = None
 
 
-def drop(source: str, why: str) -> Rule:
+def drop(source: str, why: str, known: Callable[[Tensor], bool] | None = None) -> Rule:
     """A tensor that is left out on purpose."""
-    return Rule(source, (), why=why)
+    return Rule(source, (), why=why, known=known)
 
 
 def same(*names: str) -> tuple[Rule, ...]:
@@ -93,12 +95,16 @@ class Renamed(NamedTuple):
         receipt: what became of each.
         unknown: names in the source that no rule matches.
         doubled: pairs of names in the source that fill one name of ours, or are no equal copies.
+        absent: names of dropped tensors that must be in the source.
+        strange: those whose values are not what is computed here.
     """
 
     tensors: dict[str, Tensor]
     receipt: Receipt
     unknown: list[str]
     doubled: list[str]
+    absent: list[str]
+    strange: list[str]
 
 
 @cache
@@ -108,7 +114,8 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 def rename(state: Mapping[str, Tensor], table: Sequence[Rule]) -> Renamed:
     """Apply a table to a state dict; the first rule that matches a name counts."""
-    done = Renamed({}, Receipt(), [], [])
+    absent = [rule.source for rule in table if rule.known is not None and rule.source not in state]
+    done = Renamed({}, Receipt(), [], [], absent, [])
     origin: dict[str, str] = {}
     for name, tensor in state.items():
         found = next(((match, rule) for rule in table if (match := _pattern(rule.source).fullmatch(name))), None)
@@ -118,6 +125,8 @@ def rename(state: Mapping[str, Tensor], table: Sequence[Rule]) -> Renamed:
         match, rule = found
         if not rule.targets:
             done.receipt.dropped[name] = rule.why
+            if rule.known is not None and not rule.known(tensor):
+                done.strange.append(f"{name} ({rule.why})")
             continue
         targets = tuple(target.format(*match.groups()) for target in rule.targets)
         parts = _parts(tensor, rule)
@@ -173,7 +182,7 @@ def check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, sour
     def called(name: str) -> str:
         return names.get(name) or _origin(name, table)
 
-    missing = [called(name) for name in expected if name not in tensors]
+    missing = [*(called(name) for name in expected if name not in tensors), *(renaming.absent if renaming else ())]
     extra = [*(renaming.unknown if renaming else ()), *(called(name) for name in tensors if name not in expected)]
     usual = Counter(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()).most_common(1)
     common: dict[str, list[str]] = {}  # the source's name -> ours, several where it is fused
@@ -191,7 +200,8 @@ def check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, sour
         elif renaming and there[0].is_floating_point() and there[0].dtype != usual[0][0]:
             types.append(f"{origin} {there[0].dtype} where the others are {usual[0][0]}")
     found = {"missing": missing, "unexpected": extra, "for one place": renaming.doubled if renaming else [],
-             "of another shape": shapes, "of another type": types}
+             "of another shape": shapes, "of another type": types,
+             "of other values": renaming.strange if renaming else []}
     problems = [f"{len(listed)} {what}: {some(listed, LISTED)}" for what, repeated in found.items()
                 if (listed := list(dict.fromkeys(repeated)))]  # parts of a fused tensor have one name
     if problems:

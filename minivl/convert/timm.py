@@ -1,116 +1,258 @@
-"""Plain ViTs under timm's key names (also the keys of DeiT's own files)."""
+"""Plain ViTs under timm's key names (also those of DeiT's, DINO's and DINOv2's own files)."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from math import isqrt
+from re import fullmatch
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import InputError, some
-from ..models.presets import PRESETS
+from ..images import Preprocessing
+from ..models.presets import ALIASES, PRESETS, Preset
+from . import huggingface as hf
 from .described import Described
-from .table import Rule
+from .table import Rule, drop, renamed, same
 
 KIND = "vit"
-NEEDED = ("num_heads",)
-FIXED: dict[str, Any] = {}
+NEEDED: tuple[str, ...] = ("num_heads",)
+FIXED: dict[str, Any] = {"stem": (), "head_bias": True}
+_BLOCK = r"blocks\.(\d+)\."
 _QKV = tuple(f"blocks.{{}}.attn.{letter}_proj.{{}}" for letter in "qkv")
 TABLE = (
-    *(Rule(name, (name,)) for name in (
-        "cls_token", "pos_embed", "patch_embed.proj.{}", "blocks.{}.norm1.{}", "blocks.{}.norm2.{}",
-        "blocks.{}.mlp.fc1.{}", "blocks.{}.mlp.fc2.{}", "norm.{}", "fc_norm.{}", "head.{}")),
+    *same("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed.proj.{}", "norm_pre.{}", "norm.{}",
+          "fc_norm.{}", "head.{}", "head_dist.{}", "blocks.{}.norm1.{}", "blocks.{}.norm2.{}", "blocks.{}.ls1.gamma",
+          "blocks.{}.ls2.gamma", "blocks.{}.mlp.fc2.{}"),
     Rule("blocks.{}.attn.qkv.{}", _QKV),
-    Rule("blocks.{}.attn.proj.{}", ("blocks.{}.attn.out_proj.{}",)),
+    *renamed({"blocks.{}.attn.proj.{}": "blocks.{}.attn.out_proj.{}"}),
+    *(drop(f"pre_logits.{rest}", "the representation layer, which timm leaves out too") for rest in ("{}", "fc.{}")),
+    drop("mask_token", "masked tokens are of pretraining only"),
 )
-# what timm's description calls our fields, and its words for `pool`
-ARGUMENTS = {"num_classes": "num_classes", "global_pool": "pool", "in_chans": "in_channels",
-             "img_size": "image_size"}
-POOLS = {"token": "class", "avg": "mean"}
+_MLP = same("blocks.{}.mlp.fc1.{}")
+_GATED = (Rule("blocks.{}.mlp.fc1.{}", ("blocks.{}.mlp.gate.{}", "blocks.{}.mlp.fc1.{}")),)
+# Facebook's names of what timm calls otherwise: DeiT III's, DINOv2's
+_FACEBOOK = (
+    renamed({"blocks.{}.gamma_1": "blocks.{}.ls1.gamma", "blocks.{}.gamma_2": "blocks.{}.ls2.gamma"}),
+    renamed({"register_tokens": "reg_token"}),
+    (Rule("blocks.{}.mlp.w12.{}", ("blocks.{}.mlp.gate.{}", "blocks.{}.mlp.fc1.{}")),
+     Rule("blocks.{}.mlp.w3.{}", ("blocks.{}.mlp.fc2.{}",))),
+)
+_PATTERNS = (_BLOCK + r"gamma_[12]", "register_tokens", _BLOCK + r"mlp\.w(?:12|3)\..+")
 
 
 def recognises(names: set[str]) -> bool:
     """Whether these are a timm ViT's keys."""
-    return any(re.fullmatch(r"blocks\.\d+\.attn\.qkv\.weight", name) for name in names)
+    return any(fullmatch(_BLOCK + r"attn\.qkv\.weight", name) for name in names)
+
+
+# -- what the tensors tell ---------------------------------------------------------------------------------------
+
+def prepare(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """In DINOv2's own files with registers the table has a row for the [class] token and none for the registers: the
+    token takes up its row, so that the table is of patches only."""
+    state = dict(state)
+    token, positions = state.get("cls_token"), state.get("pos_embed")
+    if "register_tokens" not in state or positions is None or positions.ndim != 3:
+        return state, []
+    if token is None or token.shape == positions[:, :1].shape:
+        state["pos_embed"] = positions[:, 1:]
+    if token is None or token.shape != positions[:, :1].shape:
+        return state, []  # the check of names and shapes will say so
+    state["cls_token"] = (token.float() + positions[:, :1].float()).to(token.dtype)
+    return state, ["cls_token has taken up its row of pos_embed"]
 
 
 def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the tensors tell: fields of `ViTConfig`, never num_heads, act, eps and dropout.
 
-    One odd tensor shall not change what all others say, so sizes are read off vectors, of which blocks
-    have many; a field whose tensors are missing is left out. The grid is taken to be square, and left out
-    where it is not.
+    One odd tensor shall not change what all others say, so sizes are read off those of which blocks have many; a
+    field whose tensors are missing is left out. The grid is taken to be square, and left out where it is not.
     """
-    blocks = [re.fullmatch(r"blocks\.(\d+)\.(?:norm1|attn\.qkv)\.weight", name) for name in state]
+    registers = state.get("reg_token", state.get("register_tokens"))
+    hidden = hf.commonest(state, _BLOCK + r"mlp\.(?:fc1|w12)\.(?:weight|bias)")
+    gated = _gated(state)
     told: dict[str, Any] = {
-        "depth": max((int(match[1]) + 1 for match in blocks if match), default=None),
-        "width": _commonest(state, r"blocks\.\d+\.norm[12]\.(?:weight|bias)"),
-        "mlp_dim": _commonest(state, r"blocks\.\d+\.mlp\.fc1\.bias"),
-        "num_classes": _commonest(state, r"head\.bias") or _commonest(state, r"head\.weight") or 0,
-        "qkv_bias": any(name.endswith(".attn.qkv.bias") for name in state),
-        "class_token": "cls_token" in state,
-        "stem": (),
+        "depth": hf.depth(state, _BLOCK + r".+"),
+        "width": hf.commonest(state, _BLOCK + r"norm[12]\.(?:weight|bias)"),
+        "mlp_dim": hidden // 2 if hidden and gated else hidden, "mlp": "swiglu" if gated else "mlp",
+        "num_classes": hf.commonest(state, r"head\.bias") or hf.commonest(state, r"head\.weight") or 0,
+        "qkv_bias": any(fullmatch(_BLOCK + r"attn\.qkv\.bias", name) for name in state),
+        "layer_scale": any(fullmatch(_BLOCK + r"(?:ls[12]\.gamma|gamma_[12])", name) for name in state),
+        "dist_token": "dist_token" in state or _any(state, "head_dist."),
+        "registers": registers.shape[1] if registers is not None and registers.ndim == 3 else 0,
+        "pre_norm": _any(state, "norm_pre."), "patch_bias": not _any(state, "norm_pre."),
+        "norm_after_pool": _any(state, "fc_norm."), "resize": _rule(state),
     }
+    told.update(_grid(state, int(told["dist_token"]) + told["registers"]))
+    if told["norm_after_pool"]:
+        told["pool"] = "mean"
+    return hf.told(told)
+
+
+def needed(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """What must come from elsewhere: of CLIP's image towers activation and eps too, which are not the usual ones."""
+    return (*NEEDED, "act", "eps") if _any(state, "norm_pre.") else NEEDED
+
+
+def _any(state: Mapping[str, Tensor], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in state)
+
+
+def _gated(state: Mapping[str, Tensor]) -> bool:
+    """Whether the MLPs are gated: their first layer is twice as wide as what their second one takes."""
+    first = hf.commonest(state, _BLOCK + r"mlp\.(?:fc1|w12)\.(?:weight|bias)")
+    second = hf.commonest(state, _BLOCK + r"mlp\.(?:fc2|w3)\.weight", axis=1)
+    return first is not None and second is not None and first == 2 * second
+
+
+def _rule(state: Mapping[str, Tensor]) -> str | None:
+    """How Facebook's own DINOv2 resizes the table: by a scale with an offset; with registers to the size, as timm."""
+    own = "mask_token" in state or any(fullmatch(_PATTERNS[2], name) for name in state)
+    return "timm" if "register_tokens" in state else "dinov2" if own else None
+
+
+def _grid(state: Mapping[str, Tensor], others: int) -> dict[str, Any]:
+    """class_token, pos_prefix and sizes of a square grid out of patch projection and position table.
+
+    Args:
+        others: number of tokens beside [class] and patches.
+    """
+    told: dict[str, Any] = {"class_token": True} if "cls_token" in state else {}
     patch, positions = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     if patch is not None and patch.ndim == 4:
         told.update(in_channels=patch.shape[1], patch_size=tuple(patch.shape[2:]))
-    if positions is not None and positions.ndim == 3:
-        n_tokens = positions.shape[1]
-        told["class_token"] |= isqrt(n_tokens) ** 2 != n_tokens  # else its loss would look like an odd grid
-        side = isqrt(n_tokens - told["class_token"])
-        if "patch_size" in told and side * side == n_tokens - told["class_token"]:
-            told["image_size"] = tuple(side * length for length in told["patch_size"])
-    told["pool"] = "mean" if "fc_norm.weight" in state or not told["class_token"] else "class"
-    return {field: value for field, value in told.items() if value is not None}
-
-
-def _commonest(state: Mapping[str, Tensor], pattern: str) -> int | None:
-    """The commonest first dimension of the tensors of that name."""
-    named = [tensor for name, tensor in state.items() if re.fullmatch(pattern, name)]
-    sizes = Counter(tensor.shape[0] for tensor in named if tensor.ndim)
-    return sizes.most_common(1)[0][0] if sizes else None
+    if positions is None or positions.ndim != 3:
+        return told
+    rows = positions.shape[1]
+    # Without a [class] token the rows decide: one too many, and it was lost; else it may never have been there.
+    for prefix in (0, others + ("cls_token" in state), others + 1):
+        side = isqrt(max(rows - prefix, 0))
+        if side and side * side == rows - prefix:
+            told["pos_prefix"] = prefix > 0
+            if prefix > others:
+                told["class_token"] = True
+            if "patch_size" in told:
+                told["image_size"] = tuple(side * length for length in told["patch_size"])
+            break
+    return told
 
 
 def table(state: Mapping[str, Tensor]) -> tuple[Rule, ...]:
-    """The names of these tensors in ours."""
-    return TABLE
+    """The names of these tensors in ours; where a tensor has two, the one this file uses comes first."""
+    used = [rules for rules, pattern in zip(_FACEBOOK, _PATTERNS) if any(fullmatch(pattern, name) for name in state)]
+    unused = [rules for rules in _FACEBOOK if rules not in used]
+    return (*(rule for rules in used for rule in rules), *TABLE, *(_GATED if _gated(state) else _MLP),
+            *(rule for rules in unused for rule in rules))
+
+
+# -- timm's own description --------------------------------------------------------------------------------------
+
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "quickgelu": "quick_gelu",
+               "relu": "relu"}
+POOLS = {"token": "class", "avg": "mean"}
+# arguments of a timm ViT that our fields take as they are
+SAME = {"num_classes": "num_classes", "in_chans": "in_channels", "img_size": "image_size", "patch_size": "patch_size",
+        "embed_dim": "width", "depth": "depth", "num_heads": "num_heads", "qkv_bias": "qkv_bias",
+        "class_token": "class_token", "reg_tokens": "registers"}
+# those that are translated, those that must be as here, and those that weights do not depend on
+OTHERS = ("global_pool", "fc_norm", "no_embed_class", "init_values", "pre_norm", "act_layer", "mlp_ratio")
+USUAL = {"qk_norm": False, "scale_attn_norm": False, "scale_mlp_norm": False, "proj_bias": True, "pos_embed": "learn",
+         "final_norm": True, "pool_include_prefix": False, "norm_layer": None, "embed_norm_layer": None,
+         "attn_layer": "attn"}
+HARMLESS = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
+            "weight_init", "fix_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size")
 
 
 def describe(config: Mapping[str, Any]) -> Described | None:
-    """Our fields and preprocessing out of timm's own description.
+    """Our fields, preprocessing and class names out of timm's own description.
 
     Args:
         config: its hub ``config.json``, or the ``pretrained_cfg`` of one of its models.
 
     Returns:
-        ``(fields, preprocessing)``, or None if this is no such description.
+        None if this is no such description.
 
     Raises:
         InputError: the architecture is not one of `PRESETS`, or changed in a way that has no field here.
     """
     if "architecture" not in config:
         return None
-    name, arguments = str(config["architecture"]), dict(config.get("model_args") or {})
     cfg = config.get("pretrained_cfg") or config  # a pretrained_cfg is flat
-    if name not in PRESETS:
+    arguments = {**{key: config[key] for key in ("num_classes", "global_pool") if key in config},
+                 **(config.get("model_args") or {})}
+    arguments = {key: value for key, value in arguments.items() if value is not None and value != USUAL.get(key)}
+    known = {*SAME, *OTHERS, *HARMLESS}
+    if strange := [f"{key}={value!r}" for key, value in arguments.items() if key not in known]:
+        raise InputError(f"config: model_args {some(strange)} have no field here; known are: {some(sorted(known), 40)}")
+    preset = _of_architecture(str(config["architecture"]), cfg.get("tag"))
+    told = _fields(preset, arguments)
+    if "img_size" not in arguments and "input_size" in cfg:
+        told["image_size"] = tuple(cfg["input_size"])[1:]
+    names = config.get("label_names", cfg.get("label_names"))
+    return Described(told, _preprocessing(preset, cfg, told["image_size"]),
+                     tuple(map(str, names)) if isinstance(names, Sequence) and not isinstance(names, str) else None)
+
+
+def _of_architecture(name: str, tag: str | None) -> Preset:
+    """The preset of a tag where there is one, else of the architecture."""
+    known = next((known for known in (f"{name}.{tag}", name) if ALIASES.get(known, known) in PRESETS), None)
+    preset = PRESETS[ALIASES.get(known, known)] if known else None
+    if preset is None or "timm" not in preset.families:
         raise InputError(f"architecture {name!r} is not among the presets: give our own fields as config")
-    if strange := [argument for argument in arguments if argument not in ARGUMENTS]:
-        raise InputError(f"config: model_args {some(strange)} are unknown; known are: {some(ARGUMENTS)}")
-    if cfg.get("crop_mode", "center") != "center":
-        raise InputError(f"config: crop_mode={cfg['crop_mode']!r} is not supported, \"center\" is")
-    arguments.update((key, config[key]) for key in ("num_classes", "global_pool") if key in config)
-    if (pool := arguments.get("global_pool", "token")) not in POOLS:
-        raise InputError(f"config: global_pool={pool!r} is not supported; known are: {some(POOLS)}")
-    preset = PRESETS[name]
-    told = {field: getattr(preset.config, field)
-            for field in ("width", "depth", "num_heads", "mlp_dim", "patch_size", "act", "eps")}
-    told["image_size"] = tuple(cfg.get("input_size", (3, *preset.config.image_size)))[1:]
-    told.update((ARGUMENTS[key], value) for key, value in arguments.items())
-    if "pool" in told:
-        told["pool"] = POOLS[pool]
-    changes = {key: cfg[key] for key in ("mean", "std", "crop_pct", "interpolation") if key in cfg}
-    return Described(told, replace(preset.preprocessing, **changes))
+    return preset
+
+
+def _fields(preset: Preset, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an architecture, some of its arguments changed."""
+    told = asdict(preset.config)
+    for field in ("dropout", "attn_dropout", "stem", "num_classes"):
+        del told[field]
+    told.update((SAME[key], value) for key, value in arguments.items() if key in SAME)
+    for side in ("image_size", "patch_size"):
+        told[side] = hf.pair(told[side])
+    if {"embed_dim", "mlp_ratio"} & set(arguments):
+        del told["mlp_dim"]  # the tensors tell it
+    if "act_layer" in arguments:
+        told["act"] = _word(ACTIVATIONS, arguments, "act_layer")
+    if "global_pool" in arguments:
+        pool = _word(POOLS, arguments, "global_pool")
+        told["norm_after_pool"] = told["norm_after_pool"] if pool == told["pool"] else pool == "mean"
+        told["pool"] = pool
+    for key, field in (("fc_norm", "norm_after_pool"), ("init_values", "layer_scale"), ("pre_norm", "pre_norm")):
+        if key in arguments:
+            told[field] = bool(arguments[key])
+    if told["norm_after_pool"] and told["pool"] != "mean":
+        raise InputError('config: fc_norm=True is supported with global_pool="avg" only')
+    told["patch_bias"] = not told["pre_norm"]
+    if "no_embed_class" in arguments:
+        told["pos_prefix"] = not arguments["no_embed_class"]
+    elif {"class_token", "reg_tokens"} & set(arguments):
+        del told["pos_prefix"]  # the tensors tell it
+    if not (told["class_token"] or told["registers"]):
+        told["pos_prefix"] = False
+    return told
+
+
+def _word(words: Mapping[str, str], arguments: Mapping[str, Any], key: str) -> str:
+    """Our word for the value of an argument."""
+    value = arguments[key]
+    if value not in words:
+        raise InputError(f"config: {key}={value!r} is not supported; known are: {some(words, 9)}")
+    return words[value]
+
+
+def _preprocessing(preset: Preset, cfg: Mapping[str, Any], size: tuple[int, int]) -> Preprocessing:
+    """What a pretrained_cfg says of the photos, the preset where it says nothing."""
+    assert preset.preprocessing is not None  # of timm's presets
+    values = preset.preprocessing.resized(size).to_dict()
+    values.update({key: cfg[key] for key in ("mean", "std", "crop_pct", "interpolation") if key in cfg})
+    mode = cfg.get("crop_mode")
+    if mode not in (None, "center", "squash"):
+        raise InputError(f'config: crop_mode={mode!r} is not supported, "center" and "squash" are')
+    if mode is not None or "crop_pct" in cfg:
+        squash = mode == "squash" if mode else values["mode"] != "crop"
+        values["mode"] = "crop" if not squash else "squash" if values["crop_pct"] == 1 else "squash_crop"
+    return Preprocessing.from_dict(values)

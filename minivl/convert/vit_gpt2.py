@@ -75,8 +75,8 @@ def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     text = {
         "width": width, "memory_width": width, "depth": hf.depth(state, _LAYER + r".+"),
         "mlp_dim": hf.commonest(state, _LAYER + r"mlp\.c_fc\.bias"),
-        "vocab_size": hf.commonest(state, r"decoder\.(?:transformer\.wte|lm_head)\.weight"),
-        "max_len": hf.commonest(state, r"decoder\.transformer\.wpe\.weight"),
+        "vocab_size": hf_text.rows(state, width, _WORDS, _HEAD),
+        "max_len": hf_text.rows(state, width, "decoder.transformer.wpe.weight"),
         "tied": hf_text.tied(state, _WORDS, _HEAD)}
     return {"project": any(name.startswith("enc_to_dec_proj.") for name in state),
             **hf_text.dotted("encoder", encoder), **hf_text.dotted("decoder", hf.told(text))}

@@ -77,7 +77,6 @@ class Captioner(nn.Module):
     """Images to words.
 
     Attributes:
-        config: `CaptionerConfig`.
         tokenizer: ids <-> text; None: captions are ids.
         preprocessing: how photos become its input; None where unknown.
         notes: what training wrote down (layer and heads to look at, data, settings); travels in the
@@ -96,7 +95,6 @@ class Captioner(nn.Module):
             if tokenizer is not None and getattr(tokenizer, role) != getattr(config.decoder, role):
                 raise InputError(f"{role} is {getattr(tokenizer, role)} in the tokenizer and "
                                  f"{getattr(config.decoder, role)} in the decoder")
-        self.config = config
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
         self.notes = dict(notes or {})
@@ -105,6 +103,11 @@ class Captioner(nn.Module):
         self.proj = (nn.Linear(config.encoder.width, config.decoder.memory_width) if config.project
                      else nn.Identity())
         self.decoder = CaptionDecoder(config.decoder)
+
+    @property
+    def config(self) -> CaptionerConfig:
+        """What fixes its shapes and arithmetic; the encoder's part follows `ViT.resize`."""
+        return CaptionerConfig(self.encoder.config, self.decoder.config, isinstance(self.proj, nn.Linear))
 
     @property
     def attn_sites(self) -> dict[str, tuple[int, int]]:

@@ -22,6 +22,8 @@ from ..nn.embed import sinusoids
 from ..nn.record import AttnRecord, want
 from .vit import check_rates, check_sizes
 
+ROOM = 64  # text positions that caches make room for at first: captions are short, and published decoders have 1024
+
 
 class Memory(NamedTuple):
     """What a decoder looks at.
@@ -226,7 +228,8 @@ class CaptionDecoder(nn.Module):
         pre = config.norm == "pre"
         self.blocks = nn.ModuleList(
             DecoderBlock(config.width, config.num_heads, config.mlp_dim, norm_first=pre,
-                         memory_width=config.memory_width, act=config.act, eps=config.eps, dropout=config.dropout, attn_dropout=config.attn_dropout)
+                         memory_width=config.memory_width, act=config.act, eps=config.eps, dropout=config.dropout,
+                         attn_dropout=config.attn_dropout)
             for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.eps) if pre else nn.Identity()
         if config.head == "transform":
@@ -297,4 +300,4 @@ class CaptionDecoder(nn.Module):
 
     def start(self, memory: Memory) -> DecoderState:
         """An empty state for decoding from `memory`."""
-        return DecoderState(memory, self.config.depth, self.config.max_len)
+        return DecoderState(memory, self.config.depth, min(self.config.max_len, ROOM))

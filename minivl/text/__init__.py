@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .published import read_tokenizer
 from .tokenizer import Tokenizer, Word
 
-__all__ = ["Tokenizer", "Word"]
+__all__ = ["Tokenizer", "Word", "read_tokenizer"]

@@ -60,17 +60,15 @@ def read_beside(folder: Path) -> Beside:
     if listed is None:
         said |= _object(folder / SPECIAL_TOKENS_MAP)
     with undamaged(folder / (CONFIG if listed is not None else SPECIAL_TOKENS_MAP)):
-        content = {key: _content(value) for key, value in said.items() if key.endswith("_token")}
-        named = {key: content[key] for key in sorted(content, key=lambda key: (key not in NAMES, _rank(key)))
-                 if isinstance(content[key], str)}
+        content = {key: _content(value) for key, value in said.items()
+                   if key.endswith("_token") and isinstance(value, (str, dict))}  # "add_bos_token" is no token
+        named = {key: content[key] for key in sorted(content, key=lambda key: (key not in NAMES, _rank(key)))}
         more = said.get("extra_special_tokens") or said.get("additional_special_tokens") or []
         extra = [_content(token) for token in (more.values() if isinstance(more, dict) else more)]
     special = {*named.values(), *extra}
     if listed is not None:
         with undamaged(folder / CONFIG):
-            placed = [(int(id), AddedToken(**{**fields, "special": fields.get("special", False)
-                                              or fields["content"] in special}))
-                      for id, fields in listed.items()]
+            placed = [(int(id), _token(fields, special)) for id, fields in listed.items()]
     else:
         with undamaged(folder / ADDED_TOKENS):
             placed = [(int(id), AddedToken(token, special=token in special, normalized=token not in special))
@@ -82,9 +80,20 @@ def _rank(key: str) -> int:
     return NAMES.index(key) if key in NAMES else 0
 
 
-def _content(token: Any) -> Any:
+def _content(token: Any) -> str:
     """The text of a token that stands as text or as an object with its "content"."""
-    return token["content"] if isinstance(token, dict) else token
+    content = token["content"] if isinstance(token, dict) else token
+    if not isinstance(content, str):
+        raise TypeError(f"{content!r} is no token")
+    return content
+
+
+def _token(fields: Mapping[str, Any], special: set[str]) -> AddedToken:
+    """A token of ``added_tokens_decoder``; one that has a name is special whatever its fields say."""
+    known = {key: fields[key] for key in ("lstrip", "rstrip", "single_word", "normalized", "special") if key in fields}
+    token = AddedToken(fields["content"], **known)
+    token.special = token.special or token.content in special
+    return token
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def append_tokens(engine: tokenizers.Tokenizer, tokens: Iterable[tuple[int, toke
         InputError: a token has another id in the vocabulary, or its id would leave a hole.
     """
     for id, token in sorted(tokens, key=lambda pair: pair[0]):
-        content, there, taken = token.content, engine.token_to_id(token.content), engine.id_to_token(id)
+        content, there = token.content, engine.token_to_id(token.content)
+        taken = engine.id_to_token(id) if 0 <= id < engine.get_vocab_size() else None
         if there not in (None, id):
             raise InputError(f"token {content!r} shall have id {id}, but the vocabulary has it as {there}",
                              source=source)
