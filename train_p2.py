@@ -21,6 +21,7 @@ from minivl.errors import InputError
 from minivl.images import Preprocessing
 from minivl.loading import weight_folders
 from minivl.models.captioner import Captioner, CaptionerConfig
+from minivl.models.clip import CLIP
 from minivl.models.decoder import DecoderConfig
 from minivl.models.presets import PRESETS
 from minivl.models.vit import ViT
@@ -113,15 +114,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def build_encoder(args: argparse.Namespace) -> ViT:
     """The ViT of --encoder, without a head."""
-    if args.encoder in PRESETS:
+    if args.encoder in PRESETS and "/" not in args.encoder:  # with an owner it is a hub id, with its weights
         if args.freeze_encoder:
             raise InputError(f"--freeze-encoder: {args.encoder} is a preset with random weights; give a weight file")
         torch.manual_seed(args.seed)
-        encoder = minivl.create(args.encoder, num_classes=0)
+        loaded = minivl.create(args.encoder)
     else:
-        loaded = minivl.load(args.encoder, num_classes=0)  # refuses a captioner
-        assert isinstance(loaded, ViT)
-        encoder = loaded.float()  # whatever it is stored in
+        loaded = minivl.load(args.encoder).float()  # whatever it is stored in
+    encoder = loaded.visual if isinstance(loaded, CLIP) else loaded
+    if not isinstance(encoder, ViT):
+        raise InputError("is a captioner: --encoder takes a ViT or a CLIP, of which it uses the image tower",
+                         source=args.encoder)
+    encoder.site = "encoder"
+    encoder.replace_head(0)
     if encoder.preprocessing is None:
         raise InputError("its preprocessing is unknown: name the file after a preset", source=args.encoder)
     encoder.preprocessing = replace(encoder.preprocessing, mode=args.fit)

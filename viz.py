@@ -24,7 +24,8 @@ from minivl.images import open_photo, to_tensor
 from minivl.loading import Model
 from minivl.maps import to_grid, upsample, word_rows
 from minivl.models.captioner import Caption, Captioner
-from minivl.models.vit import ViT, ViTConfig
+from minivl.models.clip import CLIP
+from minivl.models.vit import ViT
 from minivl.nn.record import AttnRecord
 from minivl.plotting.attention import attention_sheet
 from minivl.plotting.captions import caption_sheet
@@ -322,16 +323,17 @@ def run_attention(args: argparse.Namespace) -> None:
     sources = photos(args.images, args.out)
     device = programs.device_of(args.device)
     model = load(args.weights, args.out, device)
-    config = model.config if isinstance(model, ViT) else model.config.encoder
-    if not isinstance(config, ViTConfig) or not config.class_token:
+    vit = model.visual if isinstance(model, CLIP) else model.encoder if isinstance(model, Captioner) else model
+    if not isinstance(vit, ViT) or not vit.config.class_token:
         raise InputError("this encoder has no [class] token, whose attention is drawn here",
                          source=args.weights)
-    layer = check_layer(model, "encoder", args.layer, "all", "--layer:")
+    config, site = vit.config, vit.site
+    layer = check_layer(vit, site, args.layer, "all", "--layer:")
     for part, opened, images, geometries in batches(sources, model):
-        record = AttnRecord(sites=("encoder",), layers=[layer], queries="class")
+        record = AttnRecord(sites=(site,), layers=[layer], queries="class")
         with autocast(device, programs.precision_of(args.precision, device)):
-            model.encode(images.to(device), attn=record)
-        rows = record["encoder", layer][:, :, 0].float().cpu()  # (B, h, N)
+            vit.encode(images.to(device), attn=record)
+        rows = record[site, layer][:, :, 0].float().cpu()  # (B, h, N)
         for source, photo, row, geometry in zip(part, opened, rows, geometries):
             looks = torch.cat([row.mean(0, keepdim=True), row])  # (1 + h, N)
             looks = looks if args.heads == "all" else looks[:1]

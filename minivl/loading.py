@@ -207,6 +207,10 @@ def from_folder(folder: Path, *, name: str | None = None, state: Mapping[str, Te
         InputError: as `from_state_dict`; a file of the folder that is damaged.
     """
     described = {file.name: read_json(file) for file in sorted(folder.glob("*.json")) if file.name in hub.DESCRIPTIONS}
+    own = hub.DESCRIPTIONS[1]  # open_clip's; what lies beside it then is of transformers' weights
+    if own in described and hub.weights_name({file.name for file in folder.iterdir()}, folder,
+                                             pickled=True).startswith("open_clip"):
+        described = {own: described[own]}
     description = description or next((described[file] for file in hub.DESCRIPTIONS[:2] if file in described), None)
     processor = next((described[file] for file in hub.DESCRIPTIONS[2:] if file in described), None)
     try:

@@ -67,7 +67,7 @@ def compare(ours: Captioner, answer: Answer, images: Tensor, ids: Tensor) -> tup
     for site, layers in answer.weights.items():
         for layer, weights in enumerate(layers):
             assert record[site, layer].shape == weights.shape
-            assert weights.std(-1).max() > 1e-3  # a head that looks everywhere alike would say little
+            assert weights.shape[-1] * weights.std(-1).max() > 0.2  # looking everywhere alike would say little
             attention = max(attention, float((record[site, layer] - weights).abs().max()))
     difference = float((logits - answer.logits).abs().max())
     assert difference <= 1e-5 and attention <= 1e-6, (difference, attention)

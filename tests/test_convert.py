@@ -170,12 +170,28 @@ def test_our_fields_win_over_a_name(tiny: nn.Module) -> None:
 @pytest.mark.parametrize("config, wrong", [
     ({"width": 384}, "width"), ({"depth": 11}, "depth"), ({"mlp_dim": 192}, "mlp_dim"),
     ({"num_classes": 10}, "num_classes"), ({"patch_size": 8}, "patch_size"), ({"in_channels": 1}, "in_ch"),
-    ({"class_token": False}, "class_token"), ({"pool": "mean"}, "pool"), ({"qkv_bias": False}, "qkv_bias"),
+    ({"class_token": False}, "class_token"), ({"qkv_bias": False}, "12 unexpected: blocks.0.attn.qkv.bias"),
+    ({"pool": "mean", "norm_after_pool": True}, "norm_after_pool"), ({"pool": "max"}, "max"),
+    ({"registers": 2}, "1 missing: reg_token"), ({"layer_scale": True}, "24 missing: blocks.0.ls1.gamma"),
     ({"image_size": 384}, "pos_embed"), ({"image_size": (224, 208)}, "pos_embed"),
     ({"num_heads": 5}, "num_heads"), ({"hidden_size": 192}, "hidden_size"),
 ])
 def test_a_contradicting_field_raises(config: dict[str, object], wrong: str, tiny: nn.Module) -> None:
     assert wrong in refused(tiny.state_dict(), config=config, name="deit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("pooled", [{"pool": "mean"}, {"pool": "mean", "norm_after_pool": False}])
+def test_a_mean_of_normed_tokens_comes_from_the_caller(pooled: dict[str, object]) -> None:
+    """Its keys are those of a [class] token's model: without a word it is taken for one."""
+    theirs = timm.create_model("deit_tiny_patch16_224", depth=3, global_pool="avg", fc_norm=False)
+    randomise(theirs, scale=0.05)
+    images = torch.randn(2, 3, 224, 224)
+    state, heads = theirs.state_dict(), {"num_heads": 3}
+    model = minivl.from_state_dict(state, config={**heads, **pooled})
+    assert not model.config.norm_after_pool and isinstance(model.norm, nn.LayerNorm)
+    torch.testing.assert_close(model(images), theirs(images), atol=1e-5, rtol=1e-5)
+    other = minivl.from_state_dict(state, config=heads)
+    assert other.config.pool == "class" and not torch.allclose(other(images), theirs(images), atol=1e-3)
 
 
 def test_agreeing_fields_are_accepted(tiny: nn.Module) -> None:
@@ -228,7 +244,8 @@ def test_timms_config_json_of_another_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change, wrong", [
     ({"architecture": "vit_small_patch16_224"}, "width"), ({"architecture": "resnet50"}, "resnet50"),
     ({"num_classes": 10}, "num_classes"), ({"global_pool": "avg"}, "pool"), ({"global_pool": "map"}, "map"),
-    ({"model_args": {"act_layer": "relu"}}, "act_layer"), ({"model_args": {"img_size": 384}}, "pos_embed"),
+    ({"model_args": {"act_layer": "silu"}}, "act_layer"), ({"model_args": {"qk_norm": True}}, "qk_norm"),
+    ({"model_args": {"init_values": 1e-5}}, "24 missing: blocks.0.ls1.gamma"), ({"model_args": {"img_size": 384}}, "pos_embed"),
     ({"pretrained_cfg": {"crop_mode": "border"}}, "border"), ({"pretrained_cfg": {"mean": [0.5]}}, "mean"),
     ({"pretrained_cfg": {"input_size": [3, 384, 384]}, "model_args": {}}, "pos_embed"),
 ])

@@ -24,7 +24,7 @@ from safetensors.torch import save, save_file
 from minivl.errors import InputError
 from minivl.hub import cache_folder, converted, is_id, weights_name, weights_of
 
-Files = Mapping[str, bytes | Mapping[str, Any]]
+Files = Mapping[str, bytes | Mapping[str, Any] | list[Any]]
 
 SNAPSHOT = "from minivl.hub import snapshot; print(snapshot('acme/tiny'))"
 ANSWER = """
@@ -55,7 +55,7 @@ def repository(hub: Hub, id: str, files: Files | None = None) -> Path:
     if files is None:
         files = {"config.json": {"width": 12}, "vocab.txt": b"a\nb\n", "model.safetensors": save(weights()),
                  "README.md": b"read me", "pytorch_model.bin": b"never", "tf_model.h5": b"never",
-                 "onnx/config.json": {}, "trainer_state.json": {}}
+                 "onnx/config.json": {"width": 0}, "trainer_state.json": {}}
     return put(hub.folder / id, files)
 
 
@@ -204,7 +204,7 @@ def test_weights_in_parts(hub: Hub, asker: Asker) -> None:
     state = weights()
     parts = {f"model-0000{i}-of-00002.safetensors": {name: state[name]} for i, name in enumerate(state, 1)}
     repository(hub, "acme/parts", {"config.json": {}, **sharded(parts), "model-00003-of-00002.safetensors": b"stray",
-                                   "pytorch_model.bin": b"", "pytorch_model.bin.index.json": {}})
+                                   "pytorch_model.bin": b"", "pytorch_model.bin.index.json": []})
     folder = asker.folder("acme/parts")
     assert hub.fetched == ["config.json", "model.safetensors.index.json", *parts]
     found = weights_of(folder)
@@ -212,14 +212,14 @@ def test_weights_in_parts(hub: Hub, asker: Asker) -> None:
 
 
 def test_other_names_of_configs_and_weights(hub: Hub, asker: Asker) -> None:
-    repository(hub, "acme/open", {"open_clip_config.json": {}, "other.json": {}, "merges.txt": b"a b\n",
-                                  "open_clip_model.safetensors": save(weights()), "open_clip_pytorch_model.bin": b""})
+    repository(hub, "acme/open", {"open_clip_config.json": {}, "other.json": [], "merges.txt": b"a b\n",
+                                  "open_clip_model.safetensors": save(weights()), "open_clip_pytorch_model.bin": b"?"})
     assert "one" in weights_of(asker.folder("acme/open"))
     assert hub.fetched == ["merges.txt", "open_clip_config.json", "open_clip_model.safetensors"]
     hub.reset()
-    repository(hub, "acme/own", {"course.json": {}, "deep/own.json": {}, "tf_model.index.json": {},
+    repository(hub, "acme/own", {"course.json": [1], "deep/own.json": [2], "tf_model.index.json": [3], "own.yaml": b"4",
                                  "model.safetensors": save(weights())})
-    asker.folder("acme/own")
+    assert contents(asker.folder("acme/own")).keys() == {"course.json", "model.safetensors"}
     assert hub.fetched == ["course.json", "model.safetensors"]
 
 

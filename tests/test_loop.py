@@ -24,7 +24,7 @@ from minivl.loading import load
 from minivl.train import checkpoint, loop
 from minivl.train import run as run_files
 from minivl.train.loop import Plan, fit
-from minivl.train.optim import Ema, decay_groups, warmup_cosine
+from minivl.train.optim import Ema, decay_groups, schedule
 from minivl.train.run import Run, read_history
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,7 +87,7 @@ def test_history_has_every_step_once(whole: tuple[Path, Plan]) -> None:
     rows = story(whole[0])
     steps = [row for row in rows if "epoch" not in row]
     assert [row["step"] for row in steps] == list(range(1, 19))
-    assert [row["lr"] for row in steps] == [3e-3 * warmup_cosine(step, 18, 4) for step in range(18)]
+    assert [row["lr"] for row in steps] == [3e-3 * schedule("cosine", step, 18, 4) for step in range(18)]
     epochs = [row for row in rows if "epoch" in row]
     assert [(row["epoch"], row["step"]) for row in epochs] == [(1, 6), (2, 12), (3, 18)]
     assert [row["step"] for row in rows] == [*range(1, 7), 6, *range(7, 13), 12, *range(13, 19), 18]
@@ -438,7 +438,9 @@ def test_resuming_a_finished_run_does_nothing(whole: tuple[Path, Plan]) -> None:
 
 @pytest.mark.parametrize("changes", [
     {"epochs": 0}, {"lr": -1.0}, {"lr": math.nan}, {"lr": math.inf}, {"weight_decay": -0.1}, {"warmup": -1},
-    {"clip": -1.0}, {"clip": math.nan}, {"ema": 1.5}, {"ema": -0.1}, {"precision": "fp16"}])
+    {"clip": -1.0}, {"clip": math.nan}, {"ema": 1.5}, {"ema": -0.1}, {"precision": "fp8"},
+    {"optimizer": "adam"}, {"schedule": "linear"}, {"factor": 1.5}, {"period": 0}, {"layer_decay": 0 - 1}, {"sam": -0.1},
+    {"momentum": 1.1}, {"time_limit": -1}, {"sam_adaptive": True}, {"sam_local": True}])
 def test_plan_out_of_range(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(changes))):
         replace(QUICK, **changes)
@@ -519,6 +521,9 @@ class LineTask:
                  for _ in range(4)]
         return iter(every[start:])
 
+    def parts(self, batch: Any) -> list[tuple[Any, float]]:
+        return [(batch, 1.0)]
+
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         self.modes.append(model.training)
         return (model(batch[0]) - batch[1]).square().mean()
@@ -548,7 +553,7 @@ def test_equals_a_loop_written_out(tmp_path: Path) -> None:
         if step % 4 == 0:
             batches = list(task.batches(step // 4, 0))
         for group in optimizer.param_groups:
-            group["lr"] = 0.1 * warmup_cosine(step, 16, 3)
+            group["lr"] = 0.1 * schedule("cosine", step, 16, 3)
         torch.manual_seed(loop._mix(3, step))
         loss = task.loss(other, batches[step % 4])
         optimizer.zero_grad()

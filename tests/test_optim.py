@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from minivl.models.vit import ViT, ViTConfig
-from minivl.train.optim import Ema, decay_groups, is_frozen, warmup_cosine
+from minivl.train.optim import Ema, decay_groups, is_frozen, schedule
 
 
 def names(model: nn.Module, decay: float = 0.3) -> tuple[set[str], set[str]]:
@@ -88,20 +88,20 @@ def test_a_model_without_matrices_has_one_group() -> None:
 
 def test_warmup_and_cosine_values() -> None:
     total, warmup = 110, 10
-    assert [warmup_cosine(step, total, warmup) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
-    assert warmup_cosine(10, total, warmup) == 1.0
-    assert warmup_cosine(35, total, warmup) == pytest.approx(0.5 + math.sqrt(0.125))  # a quarter: cos(pi/4)
-    assert warmup_cosine(60, total, warmup) == pytest.approx(0.5)
-    assert warmup_cosine(109, total, warmup) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
-    assert warmup_cosine(110, total, warmup) == pytest.approx(0.0)
-    assert warmup_cosine(500, total, warmup) == pytest.approx(0.0)  # never up again
+    assert [schedule("cosine", step, total, warmup) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert schedule("cosine", 10, total, warmup) == 1.0
+    assert schedule("cosine", 35, total, warmup) == pytest.approx(0.5 + math.sqrt(0.125))  # a quarter: cos(pi/4)
+    assert schedule("cosine", 60, total, warmup) == pytest.approx(0.5)
+    assert schedule("cosine", 109, total, warmup) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
+    assert schedule("cosine", 110, total, warmup) == pytest.approx(0.0)
+    assert schedule("cosine", 500, total, warmup) == pytest.approx(0.0)  # never up again
 
 
 def test_schedule_without_warmup_and_with_nothing_else() -> None:
-    assert warmup_cosine(0, 7, 0) == 1.0
-    assert [warmup_cosine(step, 4, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert [warmup_cosine(step, 2, 8) for step in range(2)] == [0.125, 0.25]
-    values = [warmup_cosine(step, 50, 5) for step in range(50)]
+    assert schedule("cosine", 0, 7, 0) == 1.0
+    assert [schedule("cosine", step, 4, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert [schedule("cosine", step, 2, 8) for step in range(2)] == [0.125, 0.25]
+    values = [schedule("cosine", step, 50, 5) for step in range(50)]
     assert values[5:] == sorted(values[5:], reverse=True) and min(values) > 0
 
 

@@ -294,6 +294,35 @@ def test_an_added_token_that_is_not_special(folders: dict[str, Path], tmp_path: 
     compare(ours, reference, ["a zyzzyva dog", "zyzzyvas ZYZZYVA"])
 
 
+def test_named_tokens_out_of_the_vocabulary(folders: dict[str, Path], tmp_path: Path) -> None:
+    """They are put behind it, in the order of transformers, not that of the file."""
+    shutil.copy(folders["bert"] / "vocab.txt", tmp_path)
+    size = Tokenizer.from_file(tmp_path).vocab_size
+    write_json(tmp_path / "special_tokens_map.json", {"pad_token": "[p]", "extra_special_tokens": ["[x]", "[y]"],
+                                                      "eos_token": {"content": "[e]"}, "bos_token": "[b]"})
+    ours, reference = Tokenizer.from_file(tmp_path), BertTokenizerFast.from_pretrained(tmp_path)
+    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (size, size + 1, size + 2)
+    assert [reference.convert_tokens_to_ids(token) for token in ("[b]", "[e]", "[p]", "[x]", "[y]")] == [
+        ours._engine.token_to_id(token) for token in ("[b]", "[e]", "[p]", "[x]", "[y]")] == [
+        *range(size, size + 5)]
+    compare(ours, reference, CAPTIONS)
+
+
+def test_names_beside_gpt2(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The unknown token that GPT-2's files name is its end token, which no text ever becomes."""
+    shutil.copytree(folders["gpt2"], tmp_path, dirs_exist_ok=True)
+    end = Tokenizer.from_file(tmp_path).eos_id
+    decoder = {str(end + 1): {"content": "<start>", "special": False}, str(end + 2): {"content": "<b>"}}
+    write_json(tmp_path / "tokenizer_config.json", {
+        "added_tokens_decoder": decoder, "bos_token": "<start>", "eos_token": "<|endoftext|>", "add_bos_token": False,
+        "unk_token": {"__type": "AddedToken", "content": "<|endoftext|>"}, "pad_token": None})
+    ours, reference = Tokenizer.from_file(tmp_path), GPT2TokenizerFast.from_pretrained(tmp_path)
+    assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.unk_id) == (end + 1, end, end, None)
+    assert ours.specials == set(reference.all_special_ids) == {end, end + 1}  # "<start>" too: it has a name
+    compare(ours, reference, [*CAPTIONS, "a <start>", "<b>old</b>"])
+    assert end + 2 in ours.encode("<b>old</b>") and end + 1 not in ours.encode("a <start>")
+
+
 def test_with_added_and_with_roles(pairs: dict[str, tuple[Tokenizer, Any]]) -> None:
     plain = pairs["bert"][0]
     size = plain.vocab_size
@@ -393,6 +422,7 @@ def test_clip_file_on_random_unicode(clip_file: Tokenizer, openai: SimpleTokeniz
     text = ftfy.fix_text(text)
     cleaned = html.unescape(html.unescape(text)).lower()
     assume(ftfy.fix_text(text) == text and "<start_of_text>" not in cleaned and "<end_of_text>" not in cleaned)
+    assume(all(unicodedata.category(letter) != "Cn" for letter in cleaned))  # see test_every_character_alone
     ids = clip_file.encode(text)
     assert ids == openai.encode(text)
     assert clip_file.decode(ids) == decoded(openai, ids)

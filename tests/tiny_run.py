@@ -77,6 +77,7 @@ class Watched:
     def __init__(self, inner: CaptionTask, before: Callable[[int], Any]) -> None:
         self.inner, self.before, self.calls = inner, before, 0
         self.steps, self.batches, self.evaluate = inner.steps, inner.batches, inner.evaluate
+        self.parts = inner.parts
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         changed = self.before(self.calls)

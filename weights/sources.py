@@ -214,16 +214,31 @@ def _script(opened: zipfile.ZipFile, folder: str, file: Path) -> Source:
 
 @contextlib.contextmanager
 def _archive(file: Path) -> Iterator[zipfile.ZipFile]:
-    """An opened zip in which no name is there twice."""
+    """An opened zip as torch and numpy write them: no name twice, no folders, no comments.
+
+    A flipped bit makes a comment of members, and torch takes what is marked as a folder for memory it need not fill.
+    """
     try:
         with zipfile.ZipFile(file) as opened:
+            members = opened.infolist()
             if doubled := [name for name, count in Counter(opened.namelist()).items() if count > 1]:
                 raise InputError(f"has the member {some(doubled)} twice", source=file)
+            odd = opened.comment or any(one.comment or one.is_dir() or one.external_attr & 0x10 for one in members)
+            if odd or _told_members(file) not in (len(members), 0xFFFF):  # which means: more than this can say
+                raise zipfile.BadZipFile("its list of members has been changed")
             yield opened
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"is no whole zip archive: cut short or damaged ({error})", source=file) from None
+    except InputError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise InputError(f"is no whole zip archive: cut short or damaged ({str(error) or 'it ends too early':.200})",
+                         source=file) from None
+
+
+def _told_members(file: Path) -> int:
+    """How many members the end of a zip without a comment says that there are."""
+    with open(file, "rb") as opened:
+        opened.seek(-22, os.SEEK_END)
+        return int.from_bytes(opened.read(22)[10:12], "little")
 
 
 def _checked(opened: zipfile.ZipFile, file: Path) -> str:
@@ -279,7 +294,7 @@ def _array(opened: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, file: Pa
             header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, _, dtype = header(content)
         except (ValueError, SyntaxError, TypeError) as error:
-            raise InputError(f"its array {name!r} is damaged ({error})", source=file) from None
+            raise InputError(f"its array {name!r} is damaged ({str(error):.200})", source=file) from None
         there = member.file_size - content.tell()
     if dtype.hasobject:
         raise InputError(f"its array {name!r} holds Python objects, which only a pickle can be: not read", source=file)

@@ -60,6 +60,9 @@ class _Module:
     attributes: dict[str, Any] | None = None
 
 
+KINDS = {_Global: "class", _Storage: "storage", _Tensor: "tensor", _Module: "module"}  # for error lines
+
+
 def is_archive(members: Collection[str], folder: str) -> bool:
     """Whether a zip of torch's, given the names of its members and its folder, is a TorchScript archive."""
     return f"{folder}/constants.pkl" in members or any(name.startswith(f"{folder}/code/") for name in members)
@@ -82,9 +85,9 @@ def tensors(archive: ZipFile, folder: str) -> tuple[dict[str, Tensor], list[str]
         KeyError: a member is missing.
     """
     if archive.getinfo(f"{folder}/data.pkl").file_size > LARGEST_PICKLE:
-        raise Refused(f"its data.pkl has more than {LARGEST_PICKLE} bytes")
+        raise Refused(f"has a data.pkl of more than {LARGEST_PICKLE} bytes")
     if f"{folder}/byteorder" in archive.namelist() and archive.read(f"{folder}/byteorder") != b"little":
-        raise Refused("its tensors are not stored in little-endian order")
+        raise Refused("does not store its tensors in little-endian order")
     root = _tree(archive.read(f"{folder}/data.pkl"))
     if type(root) is not _Module:
         raise Refused("holds no module")
@@ -111,7 +114,7 @@ def _tree(pickled: bytes) -> Any:
         for opcode, argument, _ in pickletools.genops(pickled):
             machine.do(opcode.name, argument)
     except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise Refused(f"its pickle is damaged ({type(error).__name__}: {error})") from None
+        raise Refused(f"has a damaged pickle ({type(error).__name__}: {error})") from None
     value, = machine.stack or [None]
     return value
 
@@ -173,7 +176,7 @@ class _Machine:
 
     def last(self, count: int) -> list[Any]:
         """Take that many values off the stack."""
-        if len(self.stack) < count:
+        if len(self.stack) - count < (self.marks[-1] if self.marks else 0):
             raise ValueError("it takes a value where there is none")
         values = self.stack[-count:]
         del self.stack[-count:]
@@ -189,12 +192,12 @@ class _Machine:
 
 def _typed(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise Refused(f"its pickle treats a {_kind(value)} as a {kind.__name__}")
+        raise Refused(f"treats a {_kind(value)} as a {KINDS.get(kind, kind.__name__)}")
     return value
 
 
 def _kind(value: Any) -> str:
-    return value.name if isinstance(value, _Global) else type(value).__name__.lstrip("_").lower()
+    return value.name if isinstance(value, _Global) else KINDS.get(type(value), type(value).__name__)
 
 
 def _put(target: dict[Any, Any], values: list[Any]) -> None:

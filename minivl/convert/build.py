@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,9 +16,9 @@ from ..models.captioner import Captioner, CaptionerConfig
 from ..models.clip import CLIP, CLIPConfig, TextConfig
 from ..models.decoder import DecoderConfig
 from ..models.grid import GridConfig
-from ..models.presets import PRESETS, Preset
+from ..models.presets import ALIASES, PRESETS, Preset
 from ..models.vit import ViT, ViTConfig
-from . import blip, catr, course, hf_dinov2, hf_vit, table, timm, vit_gpt2
+from . import blip, catr, clip, course, hf_clip, hf_dinov2, hf_vit, lukemelas, npz, table, timm, vit_gpt2
 from .described import Described
 
 if TYPE_CHECKING:
@@ -27,12 +28,16 @@ if TYPE_CHECKING:
 Model = ViT | CLIP | Captioner
 Flat = dict[str, Any]  # fields of a config and of the configs in it, these dotted: "decoder.width"
 
-FAMILIES: dict[str, ModuleType] = {"timm": timm, "hf_vit": hf_vit, "hf_dinov2": hf_dinov2,
-                                   "blip": blip, "vit_gpt2": vit_gpt2, "course": course, "catr": catr}
+FAMILIES: dict[str, ModuleType] = {
+    "timm": timm, "lukemelas": lukemelas, "npz": npz, "hf_vit": hf_vit, "hf_dinov2": hf_dinov2, "blip": blip,
+    "vit_gpt2": vit_gpt2, "course": course, "catr": catr, "clip": clip, "hf_clip": hf_clip}
 CONFIGS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "vit": lambda nested: ViTConfig(**nested), "clip": CLIPConfig.from_dict, "captioner": CaptionerConfig.from_dict}
 # Presets of equal shapes may differ in these without being other models.
-LOOSE = ("num_classes", "pool", "norm_after_pool", "dropout", "attn_dropout")
+LOOSE = ("num_classes", "pool", "norm_after_pool", "dropout", "attn_dropout", "resize")
+# What tensors tell by being there at all. Where a named preset or a config says otherwise, that counts, so that the
+# check names the tensor that is missing or unexpected.
+PRESENCE = ("class_token", "dist_token", "registers", "pos_prefix", "pre_norm", "patch_bias", "layer_scale", "qkv_bias")
 
 
 class Conversion(NamedTuple):
@@ -75,15 +80,27 @@ def convert(state: Mapping[str, Tensor], *, family: str = "auto", config: Mappin
     """
     family, module = _family(set(state), family)
     state, notes = module.prepare(state) if hasattr(module, "prepare") else (state, [])
+    if name is not None and hasattr(module, "preset_name"):  # another model's in this layout
+        name = module.preset_name(name, state)
     told = {**module.FIXED, **module.fields(state)}
     own, asked = _ours(module, config)
-    own = own or _ours(module, description or {})[0]
-    full = _agree(told, {**(own.fields if own else {}), **asked})
-    preset_name, preset = _preset(family, told, name, full, needed=not all(key in full for key in module.NEEDED))
-    if preset is not None:
-        full = {**flatten(preset.config), **full}
-    if any(key not in full for key in module.NEEDED):
-        raise InputError(_undecided(family, told))
+    beside = None if own else _ours(module, description or {})[0]
+    own = own or beside
+    given = {**(own.fields if own else {}), **asked}
+    full = _agree(told, given)
+    needed = module.needed(state) if hasattr(module, "needed") else module.NEEDED
+    preset_name, preset = _preset(family, told, name, full, needed=not all(key in full for key in needed))
+    if preset_name is not None:
+        flat = _flat(preset_name)
+        # a preset asked for by its very name wins over the file beside weights that are published under another name
+        exact = (beside is not None and preset is not None and preset.hub not in (None, name)
+                 and name is not None and ALIASES.get(name, name) == preset_name)
+        asked_for = {key: value for key, value in flat.items() if exact and key in given and key not in asked
+                     and _last(key) not in ("num_classes", "pool", "norm_after_pool", "image_size", *PRESENCE)}
+        full = {**flat, **{key: value for key, value in full.items() if key in given or _last(key) not in PRESENCE},
+                **asked_for}
+    if any(key not in full for key in needed):
+        raise InputError(_undecided(family, told, needed))
     known = own.preprocessing if own else None
     known = (preprocessing or known or (preset.preprocessing if preset else None)
              or getattr(module, "PREPROCESSING", None))
@@ -147,6 +164,17 @@ def flatten(config: Any) -> Flat:
     return flat
 
 
+@cache
+def _flat(preset: str) -> Flat:
+    """The config of a preset; not to be changed."""
+    return flatten(PRESETS[preset].config)
+
+
+def _last(name: str) -> str:
+    """A field's own name, without the config it is in."""
+    return name.rpartition(".")[2]
+
+
 def _nested(flat: Flat) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in flat.items():
@@ -162,10 +190,10 @@ def _agree(told: Flat, given: Flat) -> Flat:
     """Fields from tensors and from elsewhere; raises where they contradict."""
     full = dict(told)
     for name, value in given.items():
-        last = name.rpartition(".")[2]
+        last = _last(name)
         value = (value, value) if last in ("image_size", "patch_size") and isinstance(value, int) else value
         # Tensors tell the number of patches only: an image_size of another number will not fit pos_embed.
-        if name in told and told[name] != value and last != "image_size":
+        if name in told and told[name] != value and last not in ("image_size", "resize", *PRESENCE):
             raise InputError(f"config says {name}={value!r}, the tensors say {told[name]!r}")
         full[name] = value
     return full
@@ -209,49 +237,52 @@ def _model(kind: str, full: Flat, preprocessing: Preprocessing | None, tokenizer
 
 # -- presets ---------------------------------------------------------------------------------------------------
 
-def _fitting(family: str, told: Flat) -> dict[str, Preset]:
-    """Presets of a family that have the shapes the tensors have (the head apart)."""
-    fitting = {}
-    for name, preset in PRESETS.items():
-        flat = flatten(preset.config) if family in preset.families else {}
-        if flat and all(field in flat and flat[field] == value for field, value in told.items()
-                        if field.rpartition(".")[2] not in LOOSE):
-            fitting[name] = preset
-    return fitting
+def _fitting(family: str, told: Flat, but: tuple[str, ...] = LOOSE) -> list[str]:
+    """Names of the presets of a family that have the shapes the tensors have, some fields apart."""
+    return [name for name, preset in PRESETS.items() if family in preset.families
+            and all(field in _flat(name) and _flat(name)[field] == value for field, value in told.items()
+                    if _last(field) not in but)]
+
+
+def _different(names: Iterable[str]) -> list[str]:
+    """Of presets that are alike (the head apart) the first."""
+    first: dict[Any, str] = {}
+    for name in names:
+        fields = tuple(sorted((field, value) for field, value in _flat(name).items() if _last(field) not in LOOSE))
+        first.setdefault((fields, PRESETS[name].preprocessing), name)
+    return list(first.values())
 
 
 def _preset(family: str, told: Flat, name: str | None, full: Flat, needed: bool) -> tuple[str | None, Preset | None]:
-    """The preset that `name` begins with, or the one all fitting presets agree with.
+    """The preset that `name` begins with (or an old name of it), or the one all fitting presets agree with.
 
     A preset that was not named is not taken where other fields contradict it.
     """
     fitting = _fitting(family, told)
     if name is not None:
+        name = name.removeprefix("timm/")
         # a file name has no slash: after the owner a hub id goes on as files are called
-        named = [known for known, preset in PRESETS.items() if family in preset.families
+        named = [known for known in (*PRESETS, *ALIASES) if family in PRESETS[ALIASES.get(known, known)].families
                  and (name.startswith(known) or name.startswith(known.rpartition("/")[2]))]
         if named:
             longest = max(named, key=len)
-            if longest not in fitting:
+            longest = ALIASES.get(longest, longest)
+            if longest not in _fitting(family, told, LOOSE + PRESENCE):
                 raise InputError(f"is named {longest}, but its tensors have other shapes"
-                                 + (f"; they fit: {some(fitting)}" if fitting else ""))
+                                 + (f"; they fit: {some(_different(fitting))}" if fitting else ""))
             return longest, PRESETS[longest]
-    fitting = {known: preset for known, preset in fitting.items()
-               if needed or all(flatten(preset.config).get(field) == value for field, value in full.items()
-                                if field.rpartition(".")[2] not in LOOSE)}
-    alike = {(tuple(sorted((field, value) for field, value in flatten(preset.config).items()
-                           if field.rpartition(".")[2] not in LOOSE)), preset.preprocessing)
-             for preset in fitting.values()}
-    return next(iter(fitting.items())) if len(alike) == 1 else (None, None)
+    fitting = [known for known in fitting
+               if needed or all(_flat(known).get(field) == value for field, value in full.items()
+                                if _last(field) not in LOOSE)]
+    return (fitting[0], PRESETS[fitting[0]]) if len(_different(fitting)) == 1 else (None, None)
 
 
-def _undecided(family: str, told: Flat) -> str:
-    fitting = _fitting(family, told)
+def _undecided(family: str, told: Flat, needed: Sequence[str]) -> str:
+    fitting = _different(_fitting(family, told))
     if fitting:
         return ("heads, activation, eps and preprocessing are not in the tensors, and several presets fit: "
                 f"{some(fitting, 12)}; name the file after one, or give name= or config=")
     shapes = ", ".join(f"{field} {value}" for field, value in told.items()
-                       if field.rpartition(".")[2] in ("width", "depth", "patch_size", "image_size"))
-    needed = FAMILIES[family].NEEDED
+                       if _last(field) in ("width", "depth", "patch_size", "image_size"))
     return (f"of family {family}, and no preset has these shapes ({shapes}): give config={{{needed[0]!r}: ...}}"
             + (f", and {some(needed[1:], 9)}" if needed[1:] else ""))

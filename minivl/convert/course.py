@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from re import fullmatch
 from typing import Any
 
@@ -23,11 +24,13 @@ NEEDED = (*(f"encoder.{field}" for field in timm.NEEDED), "decoder.num_heads")
 FIXED: dict[str, Any] = {
     "project": False, **hf_text.dotted("encoder", timm.FIXED), "encoder.num_classes": 0,
     "decoder.norm": "post", "decoder.positions": "sinusoidal", "decoder.scaled": False, "decoder.embed_norm": False,
-    "decoder.query_pos": False, "decoder.head": "linear", "decoder.tied": False, "decoder.eps": 1e-5,
-    "decoder.pad_id": 0, "decoder.bos_id": 2, "decoder.eos_id": 3,
+    "decoder.query_pos": False, "decoder.head": "linear", "decoder.head_bias": True, "decoder.tied": False,
+    "decoder.eps": 1e-5, "decoder.pad_id": 0, "decoder.bos_id": 2, "decoder.eos_id": 3,
 }
 WAVES = "positional_embedding.pe"
 _LAYER = r"decoder\.layers\.(\d+)\."
+# of the encoder's preset: what the tensors tell better, or a captioner does not have
+UNTOLD = ("image_size", "num_classes", "pool", "norm_after_pool", "resize", "stem", "dropout", "attn_dropout")
 _HEADS = ("head", "head_dist", "pre_logits")  # of the encoder
 
 
@@ -49,7 +52,8 @@ _DECODER = (
 
 def recognises(names: set[str]) -> bool:
     """Whether these are the keys of the course captioner."""
-    return "word_embedding.weight" in names and any(fullmatch(_LAYER + r"multihead_attn\..+", name) for name in names)
+    return (any(fullmatch(_LAYER + r"multihead_attn\..+", name) for name in names)
+            and timm.recognises({name.removeprefix("encoder.") for name in names}))
 
 
 def _encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -60,11 +64,8 @@ def _encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def prepare(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """What timm's family does to the encoder's tensors first."""
-    if not hasattr(timm, "prepare"):
-        return dict(state), []
-    inner, notes = timm.prepare(_encoder(state))
-    outer = {name: tensor for name, tensor in state.items() if name.removeprefix("encoder.") not in _encoder(state)}
-    return {**outer, **{f"encoder.{name}": tensor for name, tensor in inner.items()}}, notes
+    encoder, notes = timm.prepare(_encoder(state))
+    return {**state, **hf_text.dotted("encoder", encoder)}, [f"encoder.{note}" for note in notes]
 
 
 def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -76,20 +77,24 @@ def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "vocab_size": hf_text.rows(state, width, "word_embedding.weight", "head.weight"),
         "width": width, "memory_width": width,  # the encoder's, because nothing lies between
         "depth": hf.depth(state, _LAYER + r".+"), "mlp_dim": hf.commonest(state, _LAYER + r"linear1\.bias"),
-        "max_len": waves.shape[1] if waves is not None and waves.ndim == 3 and waves.shape[2] == width else None,
-        "head_bias": "head.bias" in state}
+        "max_len": waves.shape[1] if waves is not None and waves.ndim == 3 and waves.shape[2] == width else None}
     return {**encoder, **hf_text.dotted("decoder", hf.told(decoder))}
+
+
+def needed(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """What must come from elsewhere."""
+    return (*(f"encoder.{field}" for field in timm.needed(_encoder(state))), "decoder.num_heads")
 
 
 def table(state: Mapping[str, Tensor]) -> tuple[Rule, ...]:
     """The names of these tensors in ours."""
     width = fields(state).get("decoder.width")
 
-    def known(table: Tensor) -> bool:
-        if table.ndim != 3 or table.shape[0] != 1 or table.shape[2] != width or not table.is_floating_point():
+    def known(waves: Tensor) -> bool:
+        if waves.ndim != 3 or waves.shape[0] != 1 or waves.shape[2] != width or not waves.is_floating_point():
             return False
-        computed = sinusoids(table.shape[1], table.shape[2]).to(table.dtype)
-        return torch.allclose(table[0].float(), computed.float(), rtol=0, atol=max(1e-5, torch.finfo(table.dtype).eps))
+        computed = sinusoids(waves.shape[1], waves.shape[2]).to(waves.dtype)
+        return torch.allclose(waves[0].float(), computed.float(), rtol=0, atol=max(1e-5, torch.finfo(waves.dtype).eps))
 
     return (*(drop(f"encoder.{head}.{rest}", "a head says classes, not words")
               for head in _HEADS for rest in ("{}", "{}.{}")),
@@ -107,8 +112,9 @@ def describe(config: Mapping[str, Any]) -> Described | None:
             not isinstance(config["encoder"], str):
         return None
     preset = _preset(config["encoder"])
-    told = {field: getattr(preset.config, field)
-            for field in ("width", "depth", "num_heads", "mlp_dim", "patch_size", "act", "eps")}
+    told = {field: value for field, value in asdict(preset.config).items() if field not in UNTOLD}
+    if not told["class_token"]:
+        told["pool"] = "mean"  # which no captioner does, but there is no other without a [class] token
     rate = config.get("dropout", 0.0)
     said = {"vocab_size": config["vocab_size"], "width": config["d_model"], "memory_width": config["d_model"],
             "depth": config["num_layers"], "num_heads": config["nhead"], "act": config.get("activation", "gelu"),

@@ -34,7 +34,7 @@ def token(key: str, *configs: Mapping[str, Any], default: int) -> int:
     value = next((config[key] for config in configs if config.get(key) is not None), default)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise InputError(f"config: {key}={value!r} is not supported, one whole number is")
     return value
 

@@ -68,7 +68,8 @@ def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _heads(state: Mapping[str, Tensor]) -> int | None:
     """h of the kernels (D, h, d) and biases (h, d) of queries, keys and values."""
-    return hf.commonest(state, _BLOCK + r"MultiHeadDotProductAttention_\d/(?:query|key|value)/bias", int(_stacked(state)))
+    biases = _BLOCK + r"MultiHeadDotProductAttention_\d/(?:query|key|value)/bias"
+    return hf.commonest(state, biases, axis=int(_stacked(state)))
 
 
 def _grid(state: Mapping[str, Tensor], prefix: str, patch: tuple[int, int] | None) -> dict[str, Any]:
@@ -105,13 +106,14 @@ def table(state: Mapping[str, Tensor]) -> tuple[Rule, ...]:
     """The names of these tensors in ours."""
     prefix, big, heads = _prefix(state), _big_vision(state), _heads(state) or 0
     stacked = hf.commonest(state, _BLOCK + r"LayerNorm_\d/(?:scale|bias)") if _stacked(state) else None
-    second = 1 if big else 2
     attention, mlp = ("MultiHeadDotProductAttention_0", "MlpBlock_0") if big else ("MultiHeadDotProductAttention_1",
                                                                                    "MlpBlock_3")
-    block = {"LayerNorm_0/scale": ("norm1.weight", _whole), "LayerNorm_0/bias": ("norm1.bias", _whole),
-             f"LayerNorm_{second}/scale": ("norm2.weight", _whole), f"LayerNorm_{second}/bias": ("norm2.bias", _whole),
-             f"{attention}/out/kernel": ("attn.out_proj.weight", partial(_merge, heads=heads)),
-             f"{attention}/out/bias": ("attn.out_proj.bias", _whole)}
+    block: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+        f"{attention}/out/kernel": ("attn.out_proj.weight", partial(_merge, heads=heads)),
+        f"{attention}/out/bias": ("attn.out_proj.bias", _whole)}
+    for number, norm in ((0, "norm1"), (1 if big else 2, "norm2")):
+        block[f"LayerNorm_{number}/scale"] = (f"{norm}.weight", _whole)
+        block[f"LayerNorm_{number}/bias"] = (f"{norm}.bias", _whole)
     for word, letter in _LETTERS.items():
         block[f"{attention}/{word}/kernel"] = (f"attn.{letter}_proj.weight", partial(_split, heads=heads))
         block[f"{attention}/{word}/bias"] = (f"attn.{letter}_proj.bias", partial(_flat, heads=heads))

@@ -40,7 +40,7 @@ _FACEBOOK = (
     (Rule("blocks.{}.mlp.w12.{}", ("blocks.{}.mlp.gate.{}", "blocks.{}.mlp.fc1.{}")),
      Rule("blocks.{}.mlp.w3.{}", ("blocks.{}.mlp.fc2.{}",))),
 )
-_PATTERNS = (_BLOCK + r"gamma_[12]", "register_tokens", _BLOCK + r"mlp\.w(?:12|3)\..+")
+_PATTERNS = (_BLOCK + r"gamma_[12]", "register_tokens|mask_token", _BLOCK + r"mlp\.w(?:12|3)\..+")
 
 
 def recognises(names: set[str]) -> bool:
@@ -54,15 +54,18 @@ def prepare(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """In DINOv2's own files with registers the table has a row for the [class] token and none for the registers: the
     token takes up its row, so that the table is of patches only."""
     state = dict(state)
-    token, positions = state.get("cls_token"), state.get("pos_embed")
-    if "register_tokens" not in state or positions is None or positions.ndim != 3:
+    token, positions, width = state.get("cls_token"), state.get("pos_embed"), _width(state)
+    if "register_tokens" not in state or positions is None or positions.ndim != 3 or positions.shape[2] != width:
+        return state, []  # where something is amiss, the check of names and shapes will say so
+    state["pos_embed"] = positions[:, 1:]
+    if token is None or token.shape != (1, 1, width):
         return state, []
-    if token is None or token.shape == positions[:, :1].shape:
-        state["pos_embed"] = positions[:, 1:]
-    if token is None or token.shape != positions[:, :1].shape:
-        return state, []  # the check of names and shapes will say so
     state["cls_token"] = (token.float() + positions[:, :1].float()).to(token.dtype)
     return state, ["cls_token has taken up its row of pos_embed"]
+
+
+def _width(state: Mapping[str, Tensor]) -> int | None:
+    return hf.commonest(state, _BLOCK + r"norm[12]\.(?:weight|bias)")
 
 
 def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     gated = _gated(state)
     told: dict[str, Any] = {
         "depth": hf.depth(state, _BLOCK + r".+"),
-        "width": hf.commonest(state, _BLOCK + r"norm[12]\.(?:weight|bias)"),
+        "width": _width(state),
         "mlp_dim": hidden // 2 if hidden and gated else hidden, "mlp": "swiglu" if gated else "mlp",
         "num_classes": hf.commonest(state, r"head\.bias") or hf.commonest(state, r"head\.weight") or 0,
         "qkv_bias": any(fullmatch(_BLOCK + r"attn\.qkv\.bias", name) for name in state),
@@ -103,9 +106,10 @@ def _any(state: Mapping[str, Tensor], prefix: str) -> bool:
 
 def _gated(state: Mapping[str, Tensor]) -> bool:
     """Whether the MLPs are gated: their first layer is twice as wide as what their second one takes."""
-    first = hf.commonest(state, _BLOCK + r"mlp\.(?:fc1|w12)\.(?:weight|bias)")
-    second = hf.commonest(state, _BLOCK + r"mlp\.(?:fc2|w3)\.weight", axis=1)
-    return first is not None and second is not None and first == 2 * second
+    first, width = hf.commonest(state, _BLOCK + r"mlp\.(?:fc1|w12)\.(?:weight|bias)"), _width(state)
+    # counted, not read off one axis: a transposed one must not decide
+    second = [tensor.numel() for name, tensor in state.items() if fullmatch(_BLOCK + r"mlp\.(?:fc2|w3)\.weight", name)]
+    return bool(second) and (first or 0) * (width or 0) == 2 * max(set(second), key=second.count)
 
 
 def _rule(state: Mapping[str, Tensor]) -> str | None:
@@ -181,18 +185,21 @@ def describe(config: Mapping[str, Any]) -> Described | None:
     if "architecture" not in config:
         return None
     cfg = config.get("pretrained_cfg") or config  # a pretrained_cfg is flat
-    arguments = {**{key: config[key] for key in ("num_classes", "global_pool") if key in config},
-                 **(config.get("model_args") or {})}
+    arguments = {**(config.get("model_args") or {}),
+                 **{key: config[key] for key in ("num_classes", "global_pool") if key in config}}
     arguments = {key: value for key, value in arguments.items() if value is not None and value != USUAL.get(key)}
     known = {*SAME, *OTHERS, *HARMLESS}
     if strange := [f"{key}={value!r}" for key, value in arguments.items() if key not in known]:
         raise InputError(f"config: model_args {some(strange)} have no field here; known are: {some(sorted(known), 40)}")
     preset = _of_architecture(str(config["architecture"]), cfg.get("tag"))
     told = _fields(preset, arguments)
-    if "img_size" not in arguments and "input_size" in cfg:
-        told["image_size"] = tuple(cfg["input_size"])[1:]
+    if "input_size" in cfg:
+        channels, *size = cfg["input_size"]
+        told.update({} if "img_size" in arguments else {"image_size": tuple(size)})
+        told.update({} if "in_chans" in arguments else {"in_channels": channels})
+    photos = _preprocessing(preset, cfg, told["image_size"]) if told["in_channels"] == 3 else None
     names = config.get("label_names", cfg.get("label_names"))
-    return Described(told, _preprocessing(preset, cfg, told["image_size"]),
+    return Described(told, photos,
                      tuple(map(str, names)) if isinstance(names, Sequence) and not isinstance(names, str) else None)
 
 
@@ -221,10 +228,12 @@ def _fields(preset: Preset, arguments: Mapping[str, Any]) -> dict[str, Any]:
         pool = _word(POOLS, arguments, "global_pool")
         told["norm_after_pool"] = told["norm_after_pool"] if pool == told["pool"] else pool == "mean"
         told["pool"] = pool
+    elif told["pool"] == "class" and "fc_norm" not in arguments:
+        del told["pool"], told["norm_after_pool"]  # the tensors tell a norm after a mean
     for key, field in (("fc_norm", "norm_after_pool"), ("init_values", "layer_scale"), ("pre_norm", "pre_norm")):
         if key in arguments:
             told[field] = bool(arguments[key])
-    if told["norm_after_pool"] and told["pool"] != "mean":
+    if told.get("norm_after_pool") and told["pool"] != "mean":
         raise InputError('config: fc_norm=True is supported with global_pool="avg" only')
     told["patch_bias"] = not told["pre_norm"]
     if "no_embed_class" in arguments:

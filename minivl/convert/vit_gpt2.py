@@ -115,10 +115,12 @@ def describe(config: Mapping[str, Any]) -> Described | None:
         if text.get(key, usual) != usual:
             raise InputError(f"config: decoder {key}={text[key]!r} is not supported, {usual} is")
     bos, eos = (hf_text.token(key, config, text, default=50256) for key in ("bos_token_id", "eos_token_id"))
+    width = text.get("n_embd", 768)
     told = {
-        "width": text.get("n_embd", 768), "memory_width": text.get("n_embd", 768), "depth": text.get("n_layer", 12), "num_heads": text.get("n_head", 12),
-        "mlp_dim": text.get("n_inner") or 4 * text.get("n_embd", 768), "vocab_size": text.get("vocab_size", 50257),
-        "max_len": text.get("n_positions", 1024), "act": hf.activation(text, "activation_function", "gelu_new"),
+        "width": width, "memory_width": width, "mlp_dim": text.get("n_inner") or 4 * width,
+        "depth": text.get("n_layer", 12), "num_heads": text.get("n_head", 12),
+        "vocab_size": text.get("vocab_size", 50257), "max_len": text.get("n_positions", 1024),
+        "act": hf.activation(text, "activation_function", "gelu_new"),
         "eps": text.get("layer_norm_epsilon", 1e-5), "tied": text.get("tie_word_embeddings", True),
         "dropout": text.get("resid_pdrop", 0.1), "attn_dropout": text.get("attn_pdrop", 0.1),
         "bos_id": hf_text.token("decoder_start_token_id", config, text, default=bos), "eos_id": eos,

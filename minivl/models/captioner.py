@@ -100,6 +100,7 @@ class Captioner(nn.Module):
         self.notes = dict(notes or {})
         self.encoder: ViT | GridEncoder = (ViT(config.encoder) if isinstance(config.encoder, ViTConfig)
                                            else GridEncoder(config.encoder))
+        assert config.decoder.memory_width is not None  # settled by its config
         self.proj = (nn.Linear(config.encoder.width, config.decoder.memory_width) if config.project
                      else nn.Identity())
         self.decoder = CaptionDecoder(config.decoder)

@@ -279,7 +279,8 @@ class CLIP(nn.Module):
             InputError: no tokenizer, one string instead of a list, or a text that is no string.
         """
         if self.tokenizer is None:
-            raise InputError("this CLIP has no tokenizer: set clip.tokenizer, or give ids")
+            raise InputError("this CLIP has no tokenizer: set clip.tokenizer = minivl.text.Tokenizer.from_file(FILE), "
+                             "convert its weights with --tokenizer, or give ids")
         config = self.text.config
         return self.tokenizer.padded(texts, config.max_len, pad_id=config.pad_id).to(self.logit_scale.device)
 

@@ -217,10 +217,11 @@ class CaptionDecoder(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        assert config.embed_eps is not None and config.head_dim is not None and config.head_bias is not None
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.width)
         if config.positions == "learned":
-            self.pos_embed = nn.Parameter(torch.zeros(config.max_len, config.width))
+            self.pos_embed: Tensor = nn.Parameter(torch.zeros(config.max_len, config.width))
         else:  # a table computed from the config is no state of the model
             self.register_buffer("pos_embed", sinusoids(config.max_len, config.width), persistent=False)
         self.embed_norm = nn.LayerNorm(config.width, eps=config.embed_eps) if config.embed_norm else nn.Identity()

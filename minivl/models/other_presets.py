@@ -44,8 +44,8 @@ _LUKEMELAS = {
 }
 
 OTHER_PRESETS: dict[str, Preset] = {
-    name: replace(TIMM_PRESETS[timm], config=replace(TIMM_PRESETS[timm].config, resize=resize))
-    for name, (timm, resize) in _FACEBOOK.items()}
+    name: replace(TIMM_PRESETS[timm], config=replace(config, resize=resize))
+    for name, (timm, resize) in _FACEBOOK.items() if isinstance(config := TIMM_PRESETS[timm].config, ViTConfig)}
 OTHER_PRESETS |= {
     name: Preset(ViTConfig((side, side), (patch, patch), *SIZES[size], num_classes=classes, resize="lukemelas"),
                  Preprocessing((side, side), INCEPTION_MEAN, INCEPTION_STD, 1.0, "squash", "bilinear"), ("lukemelas",))

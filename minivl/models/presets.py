@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..images import Preprocessing
 from .captioner_presets import CAPTIONER_PRESETS
+from .clip_presets import CLIP_PRESETS
 from .hf_presets import HF_PRESETS
 from .other_presets import ALIASES, OTHER_PRESETS
 from .preset import INCEPTION_MEAN, INCEPTION_STD, Preset
@@ -21,4 +22,4 @@ PRESETS["scenes_patch8_96"] = Preset(
     ViTConfig((96, 96), (8, 8), 128, 2, 4, 256, num_classes=0, stem=(32, 64, 128, 128, 128)),
     Preprocessing((96, 96), INCEPTION_MEAN, INCEPTION_STD, crop_pct=1.0),
 )
-PRESETS |= HF_PRESETS | CAPTIONER_PRESETS
+PRESETS |= HF_PRESETS | CLIP_PRESETS | CAPTIONER_PRESETS

@@ -13,7 +13,7 @@ from ..files import read_json, undamaged
 
 CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
-"""Special tokens that have a name; the order in which those out of the vocabulary are put behind it."""
+"""What `transformers` calls special tokens, in the order in which it puts new ones behind a vocabulary."""
 
 
 class Beside(NamedTuple):
@@ -23,7 +23,7 @@ class Beside(NamedTuple):
         folder: where they are, for error messages.
         config: ``tokenizer_config.json``.
         placed: tokens with the ids they must have.
-        named: special tokens by name ("bos_token"), first those of `NAMES`.
+        named: special tokens by name ("bos_token").
         extra: special tokens without a name.
     """
 
@@ -60,9 +60,8 @@ def read_beside(folder: Path) -> Beside:
     if listed is None:
         said |= _object(folder / SPECIAL_TOKENS_MAP)
     with undamaged(folder / (CONFIG if listed is not None else SPECIAL_TOKENS_MAP)):
-        content = {key: _content(value) for key, value in said.items()
-                   if key.endswith("_token") and isinstance(value, (str, dict))}  # "add_bos_token" is no token
-        named = {key: content[key] for key in sorted(content, key=lambda key: (key not in NAMES, _rank(key)))}
+        named = {key: _content(value) for key, value in said.items()
+                 if key.endswith("_token") and isinstance(value, (str, dict))}  # "add_bos_token" is no token
         more = said.get("extra_special_tokens") or said.get("additional_special_tokens") or []
         extra = [_content(token) for token in (more.values() if isinstance(more, dict) else more)]
     special = {*named.values(), *extra}
@@ -74,10 +73,6 @@ def read_beside(folder: Path) -> Beside:
             placed = [(int(id), AddedToken(token, special=token in special, normalized=token not in special))
                       for token, id in _object(folder / ADDED_TOKENS).items()]
     return Beside(folder, config, placed, named, extra)
-
-
-def _rank(key: str) -> int:
-    return NAMES.index(key) if key in NAMES else 0
 
 
 def _content(token: Any) -> str:

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from ..errors import InputError, some
 from ..files import existing_file, read_json
-from .beside import Beside, read_beside
+from .beside import NAMES, Beside, read_beside
 from .specials import append_tokens
 from .tokenizer import Tokenizer, parse_json
 
@@ -33,8 +33,8 @@ BERT = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_t
         "mask_token": "[MASK]"}
 GPT2 = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
 CLIP = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
-NAMES: Mapping[str, tuple[str, ...]] = {"BOS": ("bos_token", "cls_token"), "EOS": ("eos_token", "sep_token"),
-                                        "PAD": ("pad_token",), "UNK": ("unk_token",)}
+PLAYED: Mapping[str, tuple[str, ...]] = {"BOS": ("bos_token", "cls_token"), "EOS": ("eos_token", "sep_token"),
+                                         "PAD": ("pad_token",), "UNK": ("unk_token",)}
 """Role -> what `transformers` calls its token; the first that a file names is taken."""
 
 CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
@@ -137,12 +137,14 @@ def _declare(engine: tokenizers.Tokenizer, beside: Beside, defaults: Mapping[str
     vocab = engine.get_vocab()
     named = {**{name: token for name, token in defaults.items() if token in vocab}, **beside.named}
     append_tokens(engine, beside.placed, str(source))
-    engine.add_special_tokens([AddedToken(token, special=True) for token in [*named.values(), *beside.extra]])
+    ranked = sorted(named, key=lambda name: NAMES.index(name) if name in NAMES else len(NAMES))
+    new = [*(named[name] for name in ranked), *beside.extra]
+    engine.add_special_tokens([AddedToken(token, special=True) for token in new])
     if beside.flag("clean_up_tokenization_spaces", False) and not isinstance(engine.model, models.BPE):
         engine.decoder = decoders.Sequence([engine.decoder or decoders.Fuse(), decoders.Fuse(),
                                             *(decoders.Replace(*pair) for pair in TIDIED)])
     vocab, roles = engine.get_vocab(), {}
-    for role, names in NAMES.items():
+    for role, names in PLAYED.items():
         token = next((named[name] for name in names if name in named), None)
         if token is not None:
             roles[role] = vocab[token]

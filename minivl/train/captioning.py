@@ -34,7 +34,7 @@ class Photos:
     """
 
     def __init__(self, files: Sequence[Path], model: Captioner) -> None:
-        self._files, self._model = list(files), _Recipe(model.preprocessing, model.config.encoder)
+        self._files, self._model = list(files), _Recipe(model.preprocessing, model.cell)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -48,7 +48,7 @@ class _Recipe(NamedTuple):
     """What `preprocess` reads of a model, without its weights (worker processes get a copy)."""
 
     preprocessing: Preprocessing | None
-    config: Any
+    cell: tuple[int, int]
 
 
 class Pixels:
@@ -223,6 +223,10 @@ class CaptionTask:
                 raise batch
             yield batch
 
+    def parts(self, batch: Batch) -> list[tuple[Batch, float]]:
+        """The batch as it is."""
+        return [(batch, 1.0)]
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy per token, with label smoothing."""
         assert isinstance(model, Captioner)
@@ -237,7 +241,7 @@ class CaptionTask:
         return _cross_entropy(model, memory, batch, self._smoothing)
 
     def _memory(self, model: Captioner, batch: Batch) -> Memory:
-        return self._remember(model, batch.images.to(model.proj.weight.device, non_blocking=True))
+        return self._remember(model, batch.images.to(model.decoder.embed.weight.device, non_blocking=True))
 
     # -- validation --------------------------------------------------------------------------------------
 
@@ -295,4 +299,4 @@ def check_references(references: Mapping[str, Sequence[str]]) -> None:
 
 def from_features(model: Captioner, features: Tensor) -> Memory:
     """Stored tokens (B, N, D) in any dtype to a memory."""
-    return model.memory(features.to(model.proj.weight.dtype))
+    return model.memory(features.to(model.decoder.embed.weight.dtype))

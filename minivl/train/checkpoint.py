@@ -57,7 +57,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
     names, states = _names(optimizer), optimizer.state_dict()["state"]
     for index, state in states.items():
         tensors.update({f"optimizer.{key}.{names[index]}": torch.as_tensor(value)
-                        for key, value in state.items()})
+                        for key, value in state.items() if value is not None})  # SGD without momentum keeps a None
     if ema is not None:
         tensors.update({f"ema.{name}": tensor for name, tensor in ema.shadow.items()})
     header = {**progress, "ema_updates": ema.updates if ema is not None else None,
@@ -109,6 +109,13 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
     return progress
 
 
+def _kept(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What an optimiser keeps of each parameter."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
+    return "step", "exp_avg", "exp_avg_sq"
+
+
 def whole_number(values: Mapping[str, Any], key: str) -> int:
     """A count by its key; TypeError where it is none."""
     value = values[key]
@@ -128,13 +135,12 @@ def _moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor],
         if name.startswith("optimizer."):
             _, key, parameter = name.split(".", 2)
             state.setdefault(index[parameter], {})[key] = tensor
-    if whole_number(progress, "step") and not state:
+    if whole_number(progress, "step") and not state and _kept(optimizer):
         raise ValueError("the moments of its optimiser are missing")
     # a parameter without a gradient has no moments, so that those it had are named
     for place in (index[name] for name in progress.get("moments", [names[place] for place in state])):
-        for key, shape in (("step", ()), ("exp_avg", parameters[place].shape),
-                           ("exp_avg_sq", parameters[place].shape)):
-            found = state.get(place, {}).get(key)
+        for key in _kept(optimizer):
+            found, shape = state.get(place, {}).get(key), () if key == "step" else parameters[place].shape
             if found is None or found.shape != shape or not found.isfinite().all():
                 raise ValueError(f"the optimiser's {key} of {names[place]} is missing or unfit")
     return state

@@ -27,7 +27,8 @@ from ..images import preprocess
 from ..models.vit import ViT
 from .loop import PRECISIONS, autocast
 
-IDLE = ("num_classes", "dropout", "attn_dropout")  # fields of a ViT's config that change no feature
+# fields of a ViT's config that change no feature, or are told by another (norm_after_pool, by which tensors there are)
+IDLE = ("num_classes", "dropout", "attn_dropout", "head_bias", "resize", "norm_after_pool")
 
 logger = logging.getLogger(__name__)
 

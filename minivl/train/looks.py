@@ -91,7 +91,8 @@ def collect(captioner: Captioner, scenes: Sequence[Scene], captions: Sequence[Ca
         seen = [scenes[(number + shift) % len(scenes)].image for number in numbers]
         images, geometries = preprocess(seen, captioner)
         record = AttnRecord(sites=("cross",))
-        captioner.replay(images.to(captioner.proj.weight.device), [captions[number] for number in numbers], attn=record)
+        device = captioner.decoder.embed.weight.device
+        captioner.replay(images.to(device), [captions[number] for number in numbers], attn=record)
         layers = [record["cross", layer] for layer in range(captioner.config.decoder.depth)]
         looks = torch.stack(layers, 1).cpu()  # (B, layers, h, T, N)
         grids = maps.to_grid(looks, captioner.config.encoder.n_prefix, captioner.config.encoder.grid)

@@ -3,36 +3,92 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """AdamW groups of the trainable parameters: matrices of linear and convolution layers decay,
-    everything else (biases, norms, embeddings, position tables, [class] tokens) does not.
+
+OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("cosine", "constant", "step")
+# of a ViT: what comes before its blocks, for layer-wise rates
+FIRST = re.compile(r"(?:patch_embed|norm_pre)\.|(?:cls|dist|reg)_token$|pos_embed$")
+BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+
+def decay_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Groups of the trainable parameters for an optimiser: matrices of linear and convolution layers decay,
+    everything else (biases, norms, embeddings, position tables, [class] and register tokens) does not.
+
+    Args:
+        model: with `layer_decay` a ViT.
+        weight_decay: of the matrices.
+        layer_decay: factor on the learning rate per layer, counted from the head down (Clark et al. 2020; Bao et al.
+            2022, BEiT): block i of n learns at layer_decay^(n - i), what lies before block 0 at
+            layer_decay^(n + 1), the last norm and the head at 1.
 
     Returns:
-        Two groups, each with "params", "names" and "weight_decay".
+        Groups, each with "params", "names", "weight_decay" and "scale" (of its learning rate).
     """
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    groups: list[dict[str, object]] = []
-    for decays in (True, False):
-        chosen = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
-                  and (id(parameter) in matrices and id(parameter) not in tables) == decays]
-        if chosen:
-            groups.append({"params": [parameter for _, parameter in chosen],
-                           "names": [name for name, _ in chosen],
-                           "weight_decay": weight_decay if decays else 0.0})
-    return groups
+    depth = max((int(match[1]) + 1 for name, _ in model.named_parameters() if (match := BLOCK.match(name))), default=0)
+    chosen: dict[tuple[bool, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = id(parameter) in matrices and id(parameter) not in tables
+        scale = layer_decay ** _layers_above(name, depth)
+        group = chosen.setdefault((decays, scale), {"params": [], "names": [], "scale": scale,
+                                                    "weight_decay": weight_decay if decays else 0.0})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return sorted(chosen.values(), key=lambda group: (not group["weight_decay"], group["scale"]))
 
 
-def warmup_cosine(step: int, total: int, warmup: int) -> float:
-    """Factor on the learning rate at `step` (0-based): linear to 1 over `warmup` steps, then a half
-    cosine to 0 at `total` (Loshchilov & Hutter 2017)."""
+def _layers_above(name: str, depth: int) -> int:
+    if match := BLOCK.match(name):
+        return depth - int(match[1])
+    return depth + 1 if FIRST.match(name) else 0
+
+
+def make_optimizer(name: str, groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """The optimiser of that name over groups of `decay_groups`.
+
+    Args:
+        name: "adamw" (Loshchilov & Hutter 2019; betas 0.9 and 0.98) or "sgd".
+        groups: see `decay_groups`.
+        momentum: of SGD; unused by AdamW.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98))
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+    raise InputError(f"optimizer={name!r}: give one of {', '.join(OPTIMIZERS)}")
+
+
+def schedule(name: str, step: int, total: int, warmup: int, *, factor: float = 0.1, period: int = 1) -> float:
+    """Factor on the learning rate at `step` (0-based); each schedule begins with a linear rise to 1.
+
+    Args:
+        name: "cosine": a half cosine to 0 at `total` (Loshchilov & Hutter 2017); "constant"; or "step": times
+            `factor` after every `period` steps (counted from the first, the warm-up included).
+        step, total: of the training.
+        warmup: steps of the rise.
+        factor, period: of "step".
+    """
     if step < warmup:
         return (step + 1) / warmup
+    if name == "constant":
+        return 1.0
+    if name == "step":
+        return factor ** (step // period)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
 
 

@@ -19,6 +19,8 @@ HISTORY, CHECKPOINT, CONFIG = "history.jsonl", "checkpoint.safetensors", "config
 BEST, LAST = "best.safetensors", "last.safetensors"
 FOUND = ("look",)  # keys of config.json that training found out: no settings, which a resumed run must repeat
 
+FRESH: dict[str, Any] = {"step": 0, "epoch": 0, "sum": 0.0, "best": None, "seconds": 0.0}  # progress of a new run
+
 logger = logging.getLogger(__name__)
 
 
@@ -82,12 +84,11 @@ class Run:
             self._compare(before, settings)
         if resume:
             self._clear()
-        fresh = {"step": 0, "epoch": 0, "sum": 0.0, "best": None, "seconds": 0.0}
         if not resume or not (self.folder / CHECKPOINT).exists():  # killed before the first checkpoint
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / CONFIG, dict(settings))
             write_text(self.folder / HISTORY, "")
-            return fresh
+            return dict(FRESH)
         state = self._restored(restore, settings)
         if not (self.folder / CONFIG).exists():
             write_json(self.folder / CONFIG, dict(settings))
@@ -96,6 +97,12 @@ class Run:
         write_text(self.folder / HISTORY, "".join(json.dumps(row) + "\n" for row in kept))
         logger.info("resumed %s at step %d", self.folder, state["step"])
         return state
+
+    def follow(self, resume: bool, restore: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """The progress so far for a process that does not write, after the one that does has called `open`."""
+        if not resume or not (self.folder / CHECKPOINT).exists():
+            return dict(FRESH)
+        return {key: value for key, value in restore(self.folder / CHECKPOINT).items() if key in FRESH}
 
     def _restored(self, restore: Callable[[Path], dict[str, Any]],
                   settings: Mapping[str, Any]) -> dict[str, Any]:
