@@ -1,4 +1,4 @@
-"""Every picture: captions word by word, the heads of a layer, and the curves of a training."""
+"""Every picture: captions word by word, the heads of a layer, position embeddings, and the curves of trainings."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import minivl
 from minivl import programs
 from minivl.data.scenes import Scenes
 from minivl.errors import InputError
+from minivl.explain.positions import position_similarity, prefix_similarity
 from minivl.files import existing_file
 from minivl.geometry import Geometry
 from minivl.images import open_photo, to_tensor
@@ -31,6 +32,7 @@ from minivl.plotting.attention import attention_sheet
 from minivl.plotting.captions import caption_sheet
 from minivl.plotting.figure import save_figure
 from minivl.plotting.history import history_plot
+from minivl.plotting.positions import positions_plot
 from minivl.plotting.sheet import panel_size
 from minivl.text.tokenizer import Tokenizer
 from minivl.train.looks import noted_look
@@ -50,7 +52,7 @@ log = logging.getLogger("viz")
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = programs.Parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="caption | attention | history")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="caption | attention | positions | history")
     caption = commands.add_parser("caption", help="photos word by word", doc="Caption photos, and show where "
                                   "each word looked. Without photos: built-in scenes.")
     caption.add_argument("images", nargs="*", metavar="IMAGE", type=Path, help="photos, or folders of photos")
@@ -75,12 +77,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                            help="of the encoder, from 0, negative from its end")
     attention.add_argument("--heads", choices=("mean", "all"), default="all",
                            help="the mean alone, or every head, too")
+    positions = commands.add_parser("positions", help="what the position embeddings know of the grid",
+                                    doc="Draw how alike the position embeddings of a ViT are: for every patch a "
+                                    "small map of its cosine similarities with all patches, arranged as the patches "
+                                    "are.")
+    positions.add_argument("--weights", required=True,
+                           help="a ViT, a captioner for its encoder, or a CLIP for its image tower")
+    positions.add_argument("--out", type=Path, default=Path("runs/viz/positions.png"), help="the picture (.png)")
     history = commands.add_parser("history", help="curves of trainings",
                                   doc="Draw losses and scores of training runs over each other.")
     history.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folders of runs")
     history.add_argument("--out", type=Path, default=Path("runs/viz/history.png"), help="the picture")
-    for command in (caption, attention, history):
+    for command in (caption, attention):
         command.add_common()
+    for command in (positions, history):
+        command.add_common(idle=("device", "precision", "seed", "workers"))
     args = parser.parse_args(argv)
     programs.check_common(args)
     return args
@@ -208,6 +219,11 @@ def check_layer(model: Model, site: str, layer: int, heads: str | Sequence[int],
     return layer % layers
 
 
+def encoder_of(model: Model) -> torch.nn.Module:
+    """The part of a model that sees the pictures."""
+    return model.visual if isinstance(model, CLIP) else model.encoder if isinstance(model, Captioner) else model
+
+
 class Look(NamedTuple):
     """Which cross-attention is shown: a layer, counted from 0, and the heads that are averaged."""
 
@@ -323,7 +339,7 @@ def run_attention(args: argparse.Namespace) -> None:
     sources = photos(args.images, args.out)
     device = programs.device_of(args.device)
     model = load(args.weights, args.out, device)
-    vit = model.visual if isinstance(model, CLIP) else model.encoder if isinstance(model, Captioner) else model
+    vit = encoder_of(model)
     if not isinstance(vit, ViT) or not vit.config.class_token:
         raise InputError("this encoder has no [class] token, whose attention is drawn here",
                          source=args.weights)
@@ -348,6 +364,42 @@ def run_attention(args: argparse.Namespace) -> None:
                                    "path": str(source.target)}, str(source.target))
 
 
+# -- positions -----------------------------------------------------------------------------------------------
+
+def prefix_note(vit: ViT) -> str:
+    """What the embeddings of the tokens before the patches have to do with those of the patches, in words."""
+    config = vit.config
+    names = ["[class] token"] * config.class_token + ["distillation token"] * config.dist_token
+    names += [f"register {number}" for number in range(config.registers)]
+    if not config.pos_prefix:
+        return f"no position embedding: {', '.join(names)}" if names else ""
+    notes = []
+    for name, cosines in zip(names, prefix_similarity(vit.pos_embed, config.n_prefix, config.grid)):
+        low, high = cosines[cosines.isfinite()].aminmax() if cosines.isfinite().any() else (None, None)
+        notes.append(f"{name} with the patches: "
+                     + ("none, all zeros" if low is None else f"{low:.2f} to {high:.2f}"))
+    return " · ".join(notes).replace(" -", " \N{MINUS SIGN}")
+
+
+@torch.no_grad()
+def run_positions(args: argparse.Namespace) -> None:
+    """The cosine similarities of a ViT's position embeddings, as a grid of grids."""
+    vit = encoder_of(minivl.load(args.weights))
+    if not isinstance(vit, ViT):
+        raise InputError("its encoder is a convolutional network whose positions are computed, not learned: there is "
+                         "no table of position embeddings to draw", source=args.weights)
+    config = vit.config
+    try:
+        similarity = position_similarity(vit.pos_embed, config.n_prefix if config.pos_prefix else 0, config.grid)
+    except InputError as error:
+        raise InputError(str(error), source=args.weights) from None
+    figure = positions_plot(similarity.numpy(), title=f"Position embeddings of {Path(args.weights).name}",
+                            note=prefix_note(vit))
+    save_figure(figure, args.out)
+    programs.report(args, {"weights": str(args.weights), "grid": list(config.grid), "prefix": config.n_prefix,
+                           "path": str(args.out)}, str(args.out))
+
+
 # -- history -------------------------------------------------------------------------------------------------
 
 def run_history(args: argparse.Namespace) -> None:
@@ -363,7 +415,8 @@ def run_history(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None) -> None:
     args = parse(argv)
-    {"caption": run_caption, "attention": run_attention, "history": run_history}[args.command](args)
+    {"caption": run_caption, "attention": run_attention, "positions": run_positions,
+     "history": run_history}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ import open_clip
 import pytest
 import torch
 import transformers
-from captioner_references import base_sized
-from clip_references import (SCALE, TEXT, VISION, answers, as_transformers, compare, model_cfg, numbers, of_open_clip,
-                             of_openai, of_transformers, openai_shaped, pictures, texts)
+from clip_references import (SCALE, TEXT, VISION, answers, as_transformers, base_sized, compare, model_cfg, numbers,
+                             of_open_clip, of_openai, of_transformers, openai_shaped, pictures, texts)
 from open_clip.model import CLIP as OpenCLIP
 from open_clip.model import (CustomTextCLIP, build_model_from_openai_state_dict, convert_weights_to_fp16,
                              resize_pos_embed)

@@ -245,7 +245,8 @@ def test_timms_config_json_of_another_size(tmp_path: Path) -> None:
     ({"architecture": "vit_small_patch16_224"}, "width"), ({"architecture": "resnet50"}, "resnet50"),
     ({"num_classes": 10}, "num_classes"), ({"global_pool": "avg"}, "pool"), ({"global_pool": "map"}, "map"),
     ({"model_args": {"act_layer": "silu"}}, "act_layer"), ({"model_args": {"qk_norm": True}}, "qk_norm"),
-    ({"model_args": {"init_values": 1e-5}}, "24 missing: blocks.0.ls1.gamma"), ({"model_args": {"img_size": 384}}, "pos_embed"),
+    ({"model_args": {"init_values": 1e-5}}, "24 missing: blocks.0.ls1.gamma"),
+    ({"model_args": {"img_size": 384}}, "pos_embed"),
     ({"pretrained_cfg": {"crop_mode": "border"}}, "border"), ({"pretrained_cfg": {"mean": [0.5]}}, "mean"),
     ({"pretrained_cfg": {"input_size": [3, 384, 384]}, "model_args": {}}, "pos_embed"),
 ])

@@ -162,9 +162,9 @@ def test_base_size(encoder: str, nhead: int, num_layers: int, alias: str) -> Non
 @torch.no_grad()
 def test_greedy_search_equals_the_reference_under_its_mask() -> None:
     lengths = set()
-    for seed in range(10):
+    for seed in range(15):
         theirs = small(seed=seed)
-        theirs.head.bias[3] += 0.8 * (seed % 4)
+        theirs.head.bias[3] += 0.3 * (seed % 5)
         ours = minivl.from_state_dict(theirs.state_dict(), config=GIVEN)
         images = pixels(2, (16, 16), seed)
         for caption, image in zip(ours.caption(images, beams=1, max_len=12), images):
@@ -173,7 +173,7 @@ def test_greedy_search_equals_the_reference_under_its_mask() -> None:
                 ids.append(int(theirs(image[None], torch.tensor([ids]))[0, -1].argmax()))
             assert caption.ids == tuple(ids)
             lengths.add(len(ids))
-    assert len(lengths) > 2 and 13 in lengths
+    assert len(lengths) > 2 and 13 in lengths, lengths
 
 
 def test_other_image_sizes_as_timm_resizes() -> None:

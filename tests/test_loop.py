@@ -23,6 +23,7 @@ from minivl.files import read_tensors, write_tensors
 from minivl.loading import load
 from minivl.train import checkpoint, loop
 from minivl.train import run as run_files
+from minivl.train import step as step_module
 from minivl.train.loop import Plan, fit
 from minivl.train.optim import Ema, decay_groups, schedule
 from minivl.train.run import Run, read_history
@@ -554,7 +555,7 @@ def test_equals_a_loop_written_out(tmp_path: Path) -> None:
             batches = list(task.batches(step // 4, 0))
         for group in optimizer.param_groups:
             group["lr"] = 0.1 * schedule("cosine", step, 16, 3)
-        torch.manual_seed(loop._mix(3, step))
+        torch.manual_seed(step_module.mix(3, step))
         loss = task.loss(other, batches[step % 4])
         optimizer.zero_grad()
         loss.backward()

@@ -62,7 +62,8 @@ def test_equal_to_the_library(arguments: dict[str, Any], small: Callable[..., nn
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, side", [("B_16", 224), ("B_32_imagenet1k", 384), ("L_16", 384), ("L_32_imagenet1k", 224)])
+@pytest.mark.parametrize("name, side", [("B_16", 224), ("B_32_imagenet1k", 384), ("L_16", 384),
+                                        ("L_32_imagenet1k", 224)])
 def test_base_size(name: str, side: int) -> None:
     theirs = randomise(pytorch_pretrained_vit.ViT(name, image_size=side), scale=0.03)
     ours = minivl.from_state_dict(theirs.state_dict())

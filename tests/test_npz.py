@@ -151,7 +151,7 @@ def test_a_published_size_needs_no_name(name: str) -> None:
 @pytest.mark.parametrize("name, layout", [("vit_base_patch16_224.augreg_in21k", "augreg"),
                                           ("flexivit_base.1200ep_in1k", "big_vision, stacked")])
 def test_base_size(name: str, layout: str, tmp_path: Path) -> None:
-    state = arrays(reference(name, scale=0.03), layout)
+    state = arrays(reference(name, scale=PRESETS[name].config.width ** -0.5), layout)
     np.savez(tmp_path / "weights.npz", **{key: tensor.numpy() for key, tensor in state.items()})
     theirs = reference(name, scale=0.1)
     theirs.load_pretrained(str(tmp_path / "weights.npz"))

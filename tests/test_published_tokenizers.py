@@ -46,7 +46,8 @@ ODD = [
     "x" * 99, "y" * 101, "supercalifragilistic" * 40, "ab" * 700, "ÀÉÎõü ǅ ß ﬁ İstanbul ıI ſ 'ſ Ω",
     "e\u0301 a\u0345! \u0345",
     "½ ² Ⅷ ٣٤ ₂ ①", "&amp;lt; &lt;b&gt; &#39;s &nbsp; &unknown; &amp;amp; &eacute; &#xD800; &#0;",
-    "[CLS] a [SEP] [MASK] [PAD]", "<|endoftext|> b <|startoftext|>", "a</w>b </w>", "##ing ## #", "Ġa ĊĠ",
+    "[CLS] a [SEP] [MASK] [PAD]", "<|endoftext|> b <|startoftext|>", "<|endoftext|>! a",
+    "a</w>b </w>", "##ing ## #", "Ġa ĊĠ",
     "Rock'n'roll's o'clock", "C++/C#; foo@bar.com http://x.y/z?a=b", "\u202eabc\u200b\u200d\u00ad",
     "𝒜𝓫 𠀀 \U0001f468\u200d\U0001f469",
     "I 'm n't 's ' ve . , ? !", "a\r\nb\rc", "_under_score_",
@@ -331,6 +332,7 @@ def test_with_added_and_with_roles(pairs: dict[str, tuple[Tokenizer, Any]]) -> N
     blip_like = plain.with_added({"[ENC]": size + 1, "[DEC]": size}).with_roles({"BOS": size})
     assert (blip_like.vocab_size, blip_like.bos_id, blip_like.eos_id) == (size + 2, size, plain.eos_id)
     assert blip_like.specials == plain.specials | {size, size + 1}
+    assert plain.with_roles({"EOS": 9}).with_added({"[DEC]": size}).eos_id == 9
     assert blip_like.encode("[DEC] a dog") == plain.encode("[DEC] a dog")  # a name written in a caption is text
     assert blip_like.decode([size, *plain.encode("a dog"), plain.eos_id]) == "a dog"
     assert (plain.vocab_size, plain.bos_id) == (size, plain._tokens and pairs["bert"][1].cls_token_id)

@@ -7,6 +7,7 @@ Nothing of a file is executed: pickles go through ``weights_only=True``, TorchSc
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import warnings
@@ -34,8 +35,9 @@ WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "student", "tea
             "model_ema", "state_dict_ema", "ema", "ema_state_dict")
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 HEADS = ("head.", "dino_head.", "ibot_head.")  # what DINO trains a backbone with
+DEEPEST = 4  # such entries inside one another
 LARGEST = 64  # times the file: what its tensors may be unpacked
-READ = 1 << 20
+READ = 1 << 20  # bytes at a time
 
 
 class Source(NamedTuple):
@@ -123,7 +125,9 @@ def _loaded(file: Path) -> Any:
 def _unwrapped(value: Any, entry: str | None, notes: list[str], file: Path) -> tuple[Mapping[Any, Any], str | None]:
     """The dict of tensors inside a checkpoint, and the name of the entry it was found in."""
     taken = None
-    while isinstance(value, Mapping):
+    for _ in range(DEEPEST):
+        if not isinstance(value, Mapping):
+            raise InputError(f"holds a {type(value).__name__}, not named tensors", source=file)
         there = [name for name in WRAPPERS if _holds(value.get(name), Mapping)]
         if entry is not None:
             if not isinstance(value.get(entry), Mapping):
@@ -144,7 +148,7 @@ def _unwrapped(value: Any, entry: str | None, notes: list[str], file: Path) -> t
                              f"cannot be told", source=file)
         notes.append(f"taken from the entry {chosen!r}" + (f", without {some(others)} beside it" if others else ""))
         value, taken = value[chosen], chosen
-    raise InputError(f"holds a {type(value).__name__}, not named tensors", source=file)
+    raise InputError(f"wraps its tensors more than {DEEPEST} times, or holds itself", source=file)
 
 
 def _holds(value: Any, kind: type) -> bool:
@@ -290,21 +294,21 @@ def _array(opened: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, file: Pa
     """One array of an .npz, whose header is held against its size before anything is made of it."""
     with opened.open(member) as content:
         try:
-            version = npy.read_magic(content)
-            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = header(content)
-        except (ValueError, SyntaxError, TypeError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of files of Python 2
+                version = npy.read_magic(content)
+                header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                shape, by_columns, dtype = header(content)
+        except Exception as error:  # as in _loaded
             raise InputError(f"its array {name!r} is damaged ({str(error):.200})", source=file) from None
         there = member.file_size - content.tell()
-    if dtype.hasobject:
-        raise InputError(f"its array {name!r} holds Python objects, which only a pickle can be: not read", source=file)
-    if dtype != "V2" and (dtype.kind not in "biufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8)):
-        raise InputError(f"its array {name!r} is of type {dtype}, which is no tensor's", source=file)
-    count = 1
-    for length in shape:
-        count *= length
-    if count < 0 or count * dtype.itemsize != there:
-        raise InputError(f"its array {name!r} {shape} of {dtype} should have {count * dtype.itemsize} bytes, there are "
-                         f"{there}", source=file)
-    with opened.open(member) as content:
-        return npy.read_array(content, allow_pickle=False)
+        if dtype.hasobject:
+            raise InputError(f"its array {name!r} holds Python objects, which only a pickle can be: not read", source=file)
+        if dtype != "V2" and (dtype.kind not in "biufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8)):
+            raise InputError(f"its array {name!r} is of type {dtype}, which is no tensor's", source=file)
+        needed = math.prod(shape) * dtype.itemsize
+        if needed != there or not all(type(length) is int and length >= 0 for length in shape):
+            raise InputError(f"its array {name!r} {shape} of {dtype} should have {needed} bytes, there are {there}",
+                             source=file)
+        values = numpy.frombuffer(bytearray(content.read()), dtype)
+    return values.reshape(shape, order="F" if by_columns else "C")

@@ -34,7 +34,7 @@ FAMILIES: dict[str, ModuleType] = {
 CONFIGS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "vit": lambda nested: ViTConfig(**nested), "clip": CLIPConfig.from_dict, "captioner": CaptionerConfig.from_dict}
 # Presets of equal shapes may differ in these without being other models.
-LOOSE = ("num_classes", "pool", "norm_after_pool", "dropout", "attn_dropout", "resize")
+LOOSE = ("num_classes", "pool", "norm_after_pool", "dropout", "attn_dropout", "drop_path", "resize")
 # What tensors tell by being there at all. Where a named preset or a config says otherwise, that counts, so that the
 # check names the tensor that is missing or unexpected.
 PRESENCE = ("class_token", "dist_token", "registers", "pos_prefix", "pre_norm", "patch_bias", "layer_scale", "qkv_bias")

@@ -27,7 +27,7 @@ _BLOCK = r"(?:opt/target/|params/)?Transformer/encoderblock(?:_(\d+))?/"
 
 def recognises(names: set[str]) -> bool:
     """Whether these are the names of a ViT in JAX."""
-    return any(fullmatch(_BLOCK + r"MultiHeadDotProductAttention_\d/query/kernel", name) for name in names)
+    return any(fullmatch(_BLOCK + r"MultiHeadDotProductAttention_\d/.+", name) for name in names)
 
 
 def _prefix(state: Mapping[str, Tensor]) -> str:
@@ -55,7 +55,7 @@ def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "depth": hf.commonest(state, norms) if stacked else hf.depth(state, _BLOCK + r".+"),
         "width": hf.commonest(state, norms, axis=stacked),
         "num_heads": _heads(state),
-        "mlp_dim": hf.commonest(state, _BLOCK + r"MlpBlock_\d/Dense_0/bias", axis=stacked),
+        "mlp_dim": _inner(state),
         "num_classes": hf.commonest(state, f"{prefix}head/bias") or hf.commonest(state, f"{prefix}head/kernel", 1) or 0}
     kernel = state.get(f"{prefix}embedding/kernel")
     if kernel is not None and kernel.ndim == 4:
@@ -64,6 +64,14 @@ def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if "class_token" in told:
         told["pool"] = "class" if told["class_token"] else "mean"
     return hf.told(told)
+
+
+def _inner(state: Mapping[str, Tensor]) -> int | None:
+    """Inner width of the MLPs: what most of their tensors say, of which a stacked file has only three."""
+    said = [tensor.shape[axis] for layer, axis in (("0/bias", -1), ("0/kernel", -1), ("1/kernel", -2))
+            for name, tensor in state.items()
+            if fullmatch(_BLOCK + r"MlpBlock_\d/Dense_" + layer, name) and tensor.ndim >= -axis]
+    return max(set(said), key=said.count, default=None)
 
 
 def _heads(state: Mapping[str, Tensor]) -> int | None:
@@ -137,14 +145,14 @@ def _block_rule(name: str, target: str, change: Callable[[Tensor], Tensor], stac
     if stacked is None:
         return Rule(f"Transformer/encoderblock_{{}}/{name}", (f"blocks.{{}}.{target}",), change)
     return Rule(f"Transformer/encoderblock/{name}", tuple(f"blocks.{i}.{target}" for i in range(stacked)),
-                partial(_each, change=change))
+                partial(_each, change=change, count=stacked))
 
 
 # Each takes a tensor as JAX has it, and raises ValueError for another shape: the check of shapes then names it.
 
-def _each(tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+def _each(tensor: Tensor, change: Callable[[Tensor], Tensor], count: int) -> Tensor:
     """(L, ...) -> the changed tensors of the L blocks, one after the other along their first axis."""
-    if tensor.ndim < 2:
+    if tensor.ndim < 2 or len(tensor) != count:
         raise ValueError
     return torch.cat([change(part) for part in tensor])
 

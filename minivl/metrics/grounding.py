@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, some
+from .bootstrap import percentiles, resampled
 
 Look = tuple[tuple[float, float], "np.ndarray | None"]
 """A noun's attention peak, (y, x) in pixels, and the (H, W) mask of what it names (None: nothing)."""
@@ -90,7 +91,7 @@ def pointing_score(looks: Mapping[Any, Sequence[Look]], *, samples: int = 2000, 
                          source="pointing_score")
     interval = (0.0, 1.0)
     if np.count_nonzero(counts[:, 1]) > 1:
-        interval = _interval(_shares(counts, samples, seed))
+        interval = percentiles(resampled(counts, samples, seed))
     return Pointing(hits / total, interval, hits, total, per_item,
                     f"pointing|items{len(looks)}|nouns{total}|boot{samples}|seed{seed}|v1")
 
@@ -138,7 +139,7 @@ def difference(a: Pointing, b: Pointing, *, samples: int = 2000,
     ours, theirs = _counts(a.per_item), _counts({id: b.per_item[id] for id in a.per_item})
     if min(np.count_nonzero(ours[:, 1]), np.count_nonzero(theirs[:, 1])) < 2:
         return mean, (-1.0, 1.0)
-    return mean, _interval(_shares(ours, samples, seed) - _shares(theirs, samples, seed))
+    return mean, percentiles(resampled(ours, samples, seed) - resampled(theirs, samples, seed))
 
 
 def _named(id: Any, place: int, look: Look) -> bool:
@@ -162,21 +163,3 @@ def _mask(mask: Any) -> np.ndarray:
 def _counts(per_item: Mapping[Any, tuple[int, int]]) -> np.ndarray:
     """(items, 2) whole numbers: hits, nouns."""
     return np.array(list(per_item.values()), dtype=np.int64).reshape(-1, 2)
-
-
-def _shares(counts: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """(samples,) shares of hits, each over as many items drawn with replacement; nan without nouns.
-
-    For a given seed the items drawn depend on their number alone, which is what pairs two scores.
-    """
-    if samples < 1:
-        raise InputError(f"samples={samples} must be at least 1", source="bootstrap")
-    draw = np.random.default_rng(seed)
-    sums = np.stack([counts[draw.integers(0, len(counts), len(counts))].sum(axis=0) for _ in range(samples)])
-    return sums[:, 0] / np.where(sums[:, 1], sums[:, 1], np.nan)
-
-
-def _interval(shares: np.ndarray) -> tuple[float, float]:
-    """2.5 % and 97.5 % of what is a number."""
-    low, high = np.nanpercentile(shares, [2.5, 97.5])
-    return float(low), float(high)

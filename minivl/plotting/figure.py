@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -14,6 +17,7 @@ from ..errors import InputError
 from ..files import atomic_path
 
 DPI = 100
+LEADING = 1.3  # lines of text, in heights
 
 
 def new_figure(height: int, width: int, **options: object) -> Figure:
@@ -57,6 +61,27 @@ def line(points: float) -> tuple[float, float]:
     """(ascent, descent) in pixels of a line of text of this size, whatever its letters."""
     _, height, descent = _extent("\N{LATIN CAPITAL LETTER A WITH ACUTE}gp|", points)
     return height - descent, descent
+
+
+def leading(points: float) -> int:
+    """Pixels from line to line of text of this size."""
+    return math.ceil(sum(line(points)) * LEADING)
+
+
+def axes_at(figure: Figure, label: str, top: int, left: int, height: int, width: int) -> Axes:
+    """New axes at a place given in pixels from the top left; `label` is what `Axes.get_label` says of them."""
+    whole = figure.bbox
+    return figure.add_axes((left / whole.width, 1 - (top + height) / whole.height,
+                            width / whole.width, height / whole.height), label=label)
+
+
+def write(figure: Figure, lines: Sequence[str], x: float, y: float, points: float, **style: str) -> None:
+    """Lines of text; (x, y) in pixels from the top left is where the first one begins."""
+    first = y + line(points)[0]  # baseline
+    for number, text in enumerate(lines):
+        # a dollar sign in a caption is a dollar sign
+        figure.text(x / figure.bbox.width, 1 - (first + number * leading(points)) / figure.bbox.height, text,
+                    fontsize=points, va="baseline", parse_math=False, **style)  # type: ignore[arg-type]
 
 
 def wrap(text: str, width: float, points: float) -> list[str]:

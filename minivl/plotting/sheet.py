@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from PIL import Image
 
 from ..errors import InputError
 from ..geometry import Pair
-from .figure import line, new_figure, text_width, wrap
+from .figure import axes_at, leading, new_figure, text_width, wrap, write
 from .heat import colours, heat_at, overlay, photo_at, scale_of
 
 WIDTH, HEIGHT = 1500, 900  # pixels a sheet's panels may take, while they are not at their smallest
@@ -28,7 +27,6 @@ MARGIN, GAP = 18, 14                  # around the sheet, between panels
 BAR, BAR_ROOM = 16, 112               # width of the colour bar, and with its numbers and label
 TITLE, LABEL, NOTE = 15, 12, 10       # points
 LABELS = (LABEL, 11, 10, 9)           # tried in turn until no label of a sheet must be broken
-LEADING = 1.3                         # lines of text, in heights
 
 Panel = tuple[str, np.ndarray | None]
 
@@ -59,7 +57,7 @@ def grid_of(source: Pair, count: int) -> Grid:
         source: (H, W) of the photo.
         count: panels.
     """
-    label = _line(LABEL)
+    label = leading(LABEL)
     for area in np.geomspace(LARGEST, SMALLEST, 24):
         panel = _panel(source, area)
         column = max(panel[1], NARROWEST)
@@ -109,25 +107,25 @@ def sheet(photo: Image.Image, panels: Sequence[Panel], *, title: str | None = No
         note = f"{note} · " if note else ""
         note += "dark stripes: not seen by the model"
     points, labels = _labels([label for label, _ in panels], grid.column + GAP - 4)
-    step = grid.panel[0] + max(map(len, labels)) * _line(points) + 4 + GAP  # from row to row
+    step = grid.panel[0] + max(map(len, labels)) * leading(points) + 4 + GAP  # from row to row
     inner = max(grid.columns * (grid.column + GAP) - GAP + (BAR_ROOM if there else 0), 420)
     head, second, foot = (wrap(text, inner, size) if text else []
                           for text, size in ((title, TITLE), (subtitle, LABEL), (note, NOTE)))
-    above = MARGIN + len(head) * _line(TITLE)  # the end of the title
-    top = above + len(second) * _line(LABEL) + (8 if head or second else 0)
+    above = MARGIN + len(head) * leading(TITLE)  # the end of the title
+    top = above + len(second) * leading(LABEL) + (8 if head or second else 0)
     under = top + grid.rows * step - GAP
-    height = under + (10 + len(foot) * _line(NOTE) if foot else 0) + MARGIN
+    height = under + (10 + len(foot) * leading(NOTE) if foot else 0) + MARGIN
     figure = new_figure(height, inner + 2 * MARGIN)
-    _text(figure, head, MARGIN, MARGIN, TITLE)
-    _text(figure, second, MARGIN, above, LABEL, color="0.35")
-    _text(figure, foot, MARGIN, under + 10, NOTE, color="0.35")
+    write(figure, head, MARGIN, MARGIN, TITLE)
+    write(figure, second, MARGIN, above, LABEL, color="0.35")
+    write(figure, foot, MARGIN, under + 10, NOTE, color="0.35")
     most = scale_of(there)
     plain = photo_at(photo, grid.panel)
     for place, ((label, _), lines, heat) in enumerate(zip(panels, labels, heats)):
         row, column = divmod(place, grid.columns)
         left = MARGIN + column * (grid.column + GAP)
         edge = top + (row + 1) * step - GAP - grid.panel[0]  # the panel's upper one
-        _text(figure, lines, left + grid.column / 2, edge - 4 - len(lines) * _line(points), points,
+        write(figure, lines, left + grid.column / 2, edge - 4 - len(lines) * leading(points), points,
               ha="center")
         pixels = plain if heat is None else overlay(plain, heat, most)
         _picture(figure, label, pixels, edge, left + (grid.column - grid.panel[1]) // 2, source)
@@ -143,11 +141,6 @@ def _panel(source: Pair, area: float) -> Pair:
     return max(1, round(source[0] * factor)), max(1, round(source[1] * factor))
 
 
-def _line(points: float) -> int:
-    """Pixels from line to line."""
-    return math.ceil(sum(line(points)) * LEADING)
-
-
 def _labels(labels: Sequence[str], width: float) -> tuple[float, list[list[str]]]:
     """The size of the font and the lines of each label."""
     for points in LABELS:
@@ -156,30 +149,15 @@ def _labels(labels: Sequence[str], width: float) -> tuple[float, list[list[str]]
     return points, [wrap(label, width, points) for label in labels]
 
 
-def _axes(figure: Figure, label: str, top: int, left: int, height: int, width: int) -> Axes:
-    whole = figure.bbox
-    return figure.add_axes((left / whole.width, 1 - (top + height) / whole.height,
-                            width / whole.width, height / whole.height), label=label)
-
-
 def _picture(figure: Figure, label: str, pixels: np.ndarray, top: int, left: int, source: Pair) -> None:
     """Axes in coordinates of the photo, that show pixels one to one."""
-    axes = _axes(figure, label, top, left, *pixels.shape[:2])
+    axes = axes_at(figure, label, top, left, *pixels.shape[:2])
     axes.imshow(pixels, extent=(0, source[1], source[0], 0), aspect="auto", interpolation="nearest")
     axes.set_axis_off()
 
 
-def _text(figure: Figure, lines: Sequence[str], x: float, y: float, points: float, **style: str) -> None:
-    """Lines of text; (x, y) in pixels from the top left is where the first one begins."""
-    first = y + line(points)[0]  # baseline
-    for number, text in enumerate(lines):
-        # a dollar sign in a caption is a dollar sign
-        figure.text(x / figure.bbox.width, 1 - (first + number * _line(points)) / figure.bbox.height, text,
-                    fontsize=points, va="baseline", parse_math=False, **style)  # type: ignore[arg-type]
-
-
 def _bar(figure: Figure, most: float, label: str, top: int, left: int, height: int) -> None:
-    axes = _axes(figure, "colour bar", top, left, height, BAR)
+    axes = axes_at(figure, "colour bar", top, left, height, BAR)
     bar = figure.colorbar(colours(most), cax=axes)
     bar.locator, bar.formatter = MaxNLocator(max(2, height // 60)), ScalarFormatter()
     bar.formatter.set_powerlimits((-3, 4))  # "0.5" and "1e-3" above the bar need less room than 0.00050

@@ -64,11 +64,11 @@ def read_beside(folder: Path) -> Beside:
                  if key.endswith("_token") and isinstance(value, (str, dict))}  # "add_bos_token" is no token
         more = said.get("extra_special_tokens") or said.get("additional_special_tokens") or []
         extra = [_content(token) for token in (more.values() if isinstance(more, dict) else more)]
-    special = {*named.values(), *extra}
     if listed is not None:
         with undamaged(folder / CONFIG):
-            placed = [(int(id), _token(fields, special)) for id, fields in listed.items()]
+            placed = [(int(id), _token(fields)) for id, fields in listed.items()]
     else:
+        special = {*named.values(), *extra}
         with undamaged(folder / ADDED_TOKENS):
             placed = [(int(id), AddedToken(token, special=token in special, normalized=token not in special))
                       for token, id in _object(folder / ADDED_TOKENS).items()]
@@ -83,12 +83,9 @@ def _content(token: Any) -> str:
     return content
 
 
-def _token(fields: Mapping[str, Any], special: set[str]) -> AddedToken:
-    """A token of ``added_tokens_decoder``; one that has a name is special whatever its fields say."""
-    known = {key: fields[key] for key in ("lstrip", "rstrip", "single_word", "normalized", "special") if key in fields}
-    token = AddedToken(fields["content"], **known)
-    token.special = token.special or token.content in special
-    return token
+def _token(fields: Mapping[str, Any]) -> AddedToken:
+    known = ("lstrip", "rstrip", "single_word", "normalized", "special")  # the library prints about others
+    return AddedToken(fields["content"], **{key: fields[key] for key in known if key in fields})
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, some
 from ..files import read_tensors, tensor_bytes, undamaged, write_tensors
+from .distributed import part_like, whole
 from .optim import Ema, is_frozen
 
 
@@ -39,7 +40,8 @@ def frozen_hash(model: nn.Module) -> str:
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer,
-                    ema: Ema | None, progress: Mapping[str, Any], frozen: str | None = None) -> None:
+                    ema: Ema | None, progress: Mapping[str, Any], frozen: str | None = None,
+                    write: bool = True) -> None:
     """Write the whole state atomically.
 
     Args:
@@ -50,6 +52,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
         ema: the moving average, if there is one.
         progress: JSON-able: step, epoch, settings, ...
         frozen: the model's `frozen_hash`, where it is known already.
+        write: whether this process writes; the others only give their parts of sharded weights.
     """
     tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in model.named_parameters()
                                   if parameter.requires_grad}
@@ -60,6 +63,9 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
                         for key, value in state.items() if value is not None})  # SGD without momentum keeps a None
     if ema is not None:
         tensors.update({f"ema.{name}": tensor for name, tensor in ema.shadow.items()})
+    tensors = {name: whole(tensor) for name, tensor in tensors.items()}
+    if not write:
+        return
     header = {**progress, "ema_updates": ema.updates if ema is not None else None,
               "frozen": frozen or frozen_hash(model), "moments": sorted(names[index] for index in states)}
     write_tensors(path, tensors, {"training": json.dumps(header)})
@@ -102,7 +108,7 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
         updates = whole_number(progress, "ema_updates") if ema is not None else 0
     with torch.no_grad():
         for name, tensor in wanted.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(part_like(tensors[name], tensor))
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     if ema is not None:
         ema.updates = updates
@@ -143,4 +149,6 @@ def _moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor],
             found, shape = state.get(place, {}).get(key), () if key == "step" else parameters[place].shape
             if found is None or found.shape != shape or not found.isfinite().all():
                 raise ValueError(f"the optimiser's {key} of {names[place]} is missing or unfit")
+            if key != "step":
+                state[place][key] = part_like(found, parameters[place])
     return state

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InputError
@@ -23,10 +27,12 @@ class Processes:
     Args:
         rank: number of this process.
         count: how many there are.
+        shard: each process keeps a part of every weight, gradient and moment (FSDP2) instead of all of them (DDP).
     """
 
-    def __init__(self, rank: int = 0, count: int = 1) -> None:
-        self.rank, self.count = rank, count
+    def __init__(self, rank: int = 0, count: int = 1, shard: bool = False) -> None:
+        self.rank, self.count, self.shard = rank, count, shard
+        self._blank: nn.Module | None = None
 
     @property
     def first(self) -> bool:
@@ -34,18 +40,35 @@ class Processes:
         return self.rank == 0
 
     def share(self, model: nn.Module) -> nn.Module:
-        """The model as losses are computed with it: gradients are averaged over the processes."""
+        """The model as losses are computed with it: gradients are averaged over the processes. With `shard` its own
+        parameters become parts, so that optimisers are to be made afterwards."""
         if self.count == 1:
             return model
         device = next(model.parameters()).device
+        if self.shard:
+            self._blank = copy.deepcopy(model)
+            mesh = init_device_mesh(device.type, (self.count,))
+            for block in getattr(model, "blocks", ()):
+                fully_shard(block, mesh=mesh)
+            return fully_shard(model, mesh=mesh)
         return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None,
                                        broadcast_buffers=False)
 
     def together(self, model: nn.Module, synchronise: bool) -> contextlib.AbstractContextManager[Any]:
         """Around a forward and backward pass: whether gradients are averaged at its end."""
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(synchronise)
         if isinstance(model, DistributedDataParallel) and not synchronise:
             return model.no_sync()
         return contextlib.nullcontext()
+
+    def whole(self, model: nn.Module) -> nn.Module:
+        """The model with all of its weights, to be scored and saved; every process must call this."""
+        if self._blank is None:
+            return model
+        state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+        self._blank.load_state_dict(state)
+        return self._blank
 
     def sum(self, value: float) -> float:
         """The sum of a number over all processes."""
@@ -74,16 +97,29 @@ class Processes:
 ALONE = Processes()
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that processes have parts of (every process must call this); others as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """The part of a whole tensor that this process keeps, where it keeps a part of `other`."""
+    if not isinstance(other, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
+
+
 def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 @contextlib.contextmanager
-def processes(device: torch.device) -> Any:
+def processes(device: torch.device, shard: bool = False) -> Iterator[tuple[Processes, torch.device]]:
     """The processes that `torchrun` started, this one among them; without it, one alone.
 
     Args:
         device: where this process computes; of several GPUs each takes its own.
+        shard: see `Processes`.
 
     Yields:
         ``(processes, device)``.
@@ -92,6 +128,8 @@ def processes(device: torch.device) -> Any:
         InputError: they cannot find each other.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if shard:
+            raise InputError("--shard: there is one process; start several with torchrun")
         yield ALONE, device
         return
     if device.type == "cuda":
@@ -102,6 +140,6 @@ def processes(device: torch.device) -> Any:
     except (RuntimeError, ValueError) as error:
         raise InputError(f"torchrun's processes do not find each other ({error})") from None
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size()), device
+        yield Processes(dist.get_rank(), dist.get_world_size(), shard), device
     finally:
         dist.destroy_process_group()

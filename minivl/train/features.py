@@ -28,7 +28,7 @@ from ..models.vit import ViT
 from .loop import PRECISIONS, autocast
 
 # fields of a ViT's config that change no feature, or are told by another (norm_after_pool, by which tensors there are)
-IDLE = ("num_classes", "dropout", "attn_dropout", "head_bias", "resize", "norm_after_pool")
+IDLE = ("num_classes", "dropout", "attn_dropout", "drop_path", "head_bias", "resize", "norm_after_pool")
 
 logger = logging.getLogger(__name__)
 

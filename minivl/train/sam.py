@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .distributed import whole
 
 
 class Sam:
@@ -47,10 +48,10 @@ class Sam:
         scaled = [parameter.abs() * parameter.grad if self.adaptive else parameter.grad for parameter in moved]
         if not scaled:
             return
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(one.float()) for one in scaled]))
+        norm = torch.stack([whole(torch.linalg.vector_norm(one.float())) for one in scaled]).norm()
         self._held = [(parameter, parameter.detach().clone()) for parameter in moved]
         for parameter, gradient in zip(moved, scaled):
-            step = gradient * (self.rho / (norm + 1e-12)).to(gradient.dtype)
+            step = gradient * (self.rho / (norm.item() + 1e-12))
             parameter.add_(step * parameter.abs() if self.adaptive else step)
 
     @torch.no_grad()

@@ -1,0 +1,1 @@
+"""What models have learned, in numbers: pure functions on tensors."""
