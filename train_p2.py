@@ -89,7 +89,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--features", type=Path, default=weight_folders()[-1].parent / "features",
                      help="cache of frozen features")
     parser.add_common(precision="auto")
-    programs.recipe_defaults(parser, argv, HERE / "recipes")
+    programs.recipe_defaults(parser, argv, HERE / "recipes", "train_p2")
     args = parser.parse_args(argv)
     programs.check_common(args)
     real = (args.images, args.captions, args.val_captions)

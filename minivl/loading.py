@@ -115,7 +115,7 @@ def _digest(state: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
 
 # -- load ----------------------------------------------------------------------------------------------------
 
-def load(source: str | os.PathLike[str], *, num_classes: int | None = None,
+def load(source: str | os.PathLike[str], *, name: str | None = None, num_classes: int | None = None,
          image_size: int | tuple[int, int] | None = None, verify: bool = False) -> Model:
     """A model from disk or from the hub, in eval mode.
 
@@ -124,6 +124,7 @@ def load(source: str | os.PathLike[str], *, num_classes: int | None = None,
             name of weights shipped with the library, looked for in ``$MINIVL_WEIGHTS``, the checkout's
             ``weights/``, the installed package and the user cache; a preset's name; or a hub id
             (``owner/name``), downloaded into huggingface_hub's cache.
+        name: the preset that foreign weights are, where neither file nor folder tell; ours are what they say.
         num_classes: replaces the head of a classifier by a new random one (0 = no head) where it differs.
         image_size: (height, width) or side of the images to take; the position table of a ViT (of a CLIP's or
             captioner's too) is resized by the rule its config names.
@@ -141,9 +142,9 @@ def load(source: str | os.PathLike[str], *, num_classes: int | None = None,
     if path.is_dir():
         if verify:
             raise InputError("carries no sha256 to verify: convert it first (python -m weights.convert)", source=path)
-        model = from_folder(path, name=str(source)).model
+        model = from_folder(path, name=name or str(source)).model
     else:
-        model = _from_file(path, verify)
+        model = _from_file(path, verify, name)
     if num_classes is not None:
         _replace_head(model, num_classes, path)
     if image_size is not None:
@@ -151,7 +152,7 @@ def load(source: str | os.PathLike[str], *, num_classes: int | None = None,
     return model.eval()
 
 
-def _from_file(path: Path, verify: bool) -> Model:
+def _from_file(path: Path, verify: bool, name: str | None) -> Model:
     if path.suffix in PICKLED:
         raise InputError(f"is not safetensors: python -m weights.convert {path} OUT.safetensors makes it so",
                          source=path)
@@ -161,7 +162,7 @@ def _from_file(path: Path, verify: bool) -> Model:
     if verify:
         raise InputError("carries no sha256 to verify: it was not written by minivl.save", source=path)
     try:
-        return from_state_dict(state, name=path.name)
+        return from_state_dict(state, name=name or path.name)
     except InputError as error:
         raise InputError(str(error), source=path) from None
 

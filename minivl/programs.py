@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         """
         group = self.add_argument_group("common")
         group.add_argument("--device", choices=DEVICES, default="auto", help="where to compute")
-        group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default=precision,
+        group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default=precision,
                            help="of matrix products; auto = bf16 where the hardware has it")
         group.add_argument("--seed", type=int, default=0, help="of everything random")
         group.add_argument("--workers", type=int, default=0, help="processes that read pictures")
@@ -105,13 +105,20 @@ def report(args: argparse.Namespace, values: dict[str, Any], text: str) -> None:
     print(json.dumps(values) if args.json else text, flush=True)
 
 
-def recipe_defaults(parser: argparse.ArgumentParser, argv: Sequence[str] | None, folder: Path) -> None:
+def recipe_defaults(parser: argparse.ArgumentParser, argv: Sequence[str] | None, folder: Path, program: str) -> None:
     """Let --recipe NAME set defaults; options on the command line win over it.
+
+    Args:
+        parser: with all other options.
+        argv: the command line.
+        folder: of the recipes, JSON objects of settings with the "program" they are for.
+        program: this one.
 
     Raises:
         InputError: no such recipe, or a setting that is no option.
     """
-    there = some(sorted(file.stem for file in folder.glob("*.json")), 40)
+    there = some(sorted(file.stem for file in folder.glob("*.json")
+                        if f'"program": "{program}"' in file.read_text(encoding="utf-8")), 40)
     parser.add_argument("--recipe", help=f"settings by name: {there}")
     early = Parser(None, add_help=False)
     early.add_argument("--recipe")
@@ -125,6 +132,8 @@ def recipe_defaults(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
     if not isinstance(settings, dict):
         raise InputError("is no JSON object of settings", source=path)
     settings.pop("about", None)
+    if (other := settings.pop("program", program)) != program:
+        raise InputError(f"is a recipe of {other}.py; those of {program}.py are: {there}", source=path)
     options = {action.dest: action for action in parser._actions if action.dest not in ("help", "recipe")}
     unknown = [key for key in settings if key not in options]
     if unknown:

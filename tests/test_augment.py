@@ -22,7 +22,8 @@ from minivl.errors import InputError
 from minivl.images import Preprocessing, to_tensor
 
 # Python 3.12 warns of forks beside threads; torch's are idle here
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+              pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")]
 PREPROCESSING = Preprocessing((24, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct=0.9)
 EVERYTHING: dict[str, Any] = {"crop_scale": (0.2, 1.0), "flip": 0.5, "auto": "randaugment", "color": 0.3, "erase": 0.5}
 
@@ -52,8 +53,9 @@ def test_the_changes_are_torchvisions_in_their_order() -> None:
     for auto, policy in (("randaugment", v2.RandAugment(magnitude=7, interpolation=bilinear, fill=fill)),
                          ("autoaugment", v2.AutoAugment(interpolation=bilinear, fill=fill))):
         whole = v2.Compose([
-            v2.RandomResizedCrop((24, 16), (0.1, 0.9), (0.5, 1.5), InterpolationMode.BICUBIC), v2.RandomHorizontalFlip(),
-            policy, v2.ColorJitter(0.4, 0.4, 0.4), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+            v2.RandomResizedCrop((24, 16), (0.1, 0.9), (0.5, 1.5), InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(), policy, v2.ColorJitter(0.4, 0.4, 0.4),
+            v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(PREPROCESSING.mean, PREPROCESSING.std), v2.RandomErasing(0.7, value="random")])
         augment = Augment(PREPROCESSING, seed=11, crop_scale=(0.1, 0.9), ratio=(0.5, 1.5), flip=0.5, auto=auto,
                           magnitude=7, color=0.4, erase=0.7)
@@ -206,7 +208,8 @@ def test_cutmix_pastes_a_box_and_counts_its_pixels() -> None:
     assert 0.4 < np.mean(kept) < 0.85 and min(kept) < 0.35 and max(kept) > 0.95
 
 
-@pytest.mark.parametrize("options", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0, "probability": 0.7}])
+@pytest.mark.parametrize("options", [{"mixup": 0.4}, {"cutmix": 1.0},
+                                     {"mixup": 0.4, "cutmix": 1.0, "probability": 0.7}])
 def test_shares_of_a_batch_are_mixed_as_the_whole(options: dict[str, float]) -> None:
     images, targets = batch()
     for step in range(20):

@@ -30,7 +30,7 @@ def test_against_numpy(grid: tuple[int, int], n_prefix: int) -> None:
             place = n_prefix + i * grid[1] + j
             np.testing.assert_allclose(found[i, j].flatten(), cosines[place, n_prefix:], atol=1e-6)
             np.testing.assert_allclose(prefix[:, i, j], cosines[:n_prefix, place], atol=1e-6)
-    assert found.abs().max() <= 1 and torch.equal(found, found.permute(2, 3, 0, 1))
+    assert found.abs().max() <= 1
 
 
 def test_by_hand() -> None:

@@ -77,7 +77,7 @@ def recipe(folder: Path, content: Any, argv: list[str] = []) -> argparse.Namespa
     (folder / "mine.json").write_text(text)
     made = parser()
     given = ["--recipe", "mine", *argv]
-    programs.recipe_defaults(made, given, folder)
+    programs.recipe_defaults(made, given, folder, "mine")
     return made.parse_args(given)
 
 
@@ -89,7 +89,7 @@ def test_a_recipe_sets_defaults_and_options_win(tmp_path: Path) -> None:
     assert {key: args[key] for key in expected} == expected and "about" not in args
     assert recipe(tmp_path, {"images": None}).images is None
     other = parser()
-    programs.recipe_defaults(other, [], tmp_path)
+    programs.recipe_defaults(other, [], tmp_path, "mine")
     assert other.parse_args([]).epochs == 3
 
 
@@ -109,16 +109,20 @@ def test_unknown_recipes_are_told_what_there_is(tmp_path: Path, capsys: pytest.C
     (tmp_path / "one.json").write_text("{}")
     (tmp_path / "two.json").write_text("{}")
     with pytest.raises(InputError, match="--recipe three: unknown; there are: one, two"):
-        programs.recipe_defaults(parser(), ["--recipe", "three"], tmp_path)
+        programs.recipe_defaults(parser(), ["--recipe", "three"], tmp_path, "mine")
     with pytest.raises(SystemExit) as stopped:
-        programs.recipe_defaults(parser(), ["--recipe"], tmp_path)
+        programs.recipe_defaults(parser(), ["--recipe"], tmp_path, "mine")
     assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_every_recipe_of_the_repository_fits_its_program() -> None:
-    import train_p2
+    import train_p1
+import train_p2
     for file in (train_p2.HERE / "recipes").glob("*.json"):
-        train_p2.parse(["--recipe", file.stem, "--out", "nowhere"])
+        program, other = (train_p1, train_p2) if '"train_p1"' in file.read_text() else (train_p2, train_p1)
+        program.parse(["--recipe", file.stem, "--out", "nowhere"])
+        with pytest.raises(InputError, match=f"is a recipe of {program.__name__}"):
+            other.parse(["--recipe", file.stem, "--out", "nowhere"])
 
 
 # -- endings -------------------------------------------------------------------------------------------------

@@ -237,10 +237,11 @@ def test_a_list_that_holds_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value, problem", [
-    (W, "holds a Tensor, not named tensors"), ([W], "holds a list, not named tensors"), (None, "holds a NoneType"),
-    (3, "holds a int"),
+    (W, "holds a Tensor, not named tensors"), ([W], "holds a list, not named tensors"),
+    (None, "holds a NoneType, not named tensors"), (3, "holds a int, not named tensors"),
     ({}, "holds no tensors"), ({"model": {}}, "holds no tensors"), ({"epoch": 1}, "holds no tensors"),
-    ({0: W, 1: B}, "its tensors have no names: 0, 1 for a name"), ({"a": W, None: B}, "its tensors have no names: None for a name"),
+    ({0: W, 1: B}, "its tensors have no names: 0, 1 for a name"),
+    ({"a": W, None: B}, "its tensors have no names: None for a name"),
     ({"model": {3: W}}, "its tensors have no names: 3 for a name"),
     ({"w": torch.eye(3).to_sparse()}, "its tensor 'w' is torch.sparse_coo: only plain tensors are read"),
     ({"w": W.to("meta")}, "its tensor 'w' is on the device meta: only plain"),
@@ -371,10 +372,11 @@ def test_no_files(tmp_path: Path, suffix: str) -> None:
 
 
 def damaged(raw: bytes, draws: random.Random) -> list[bytes]:
-    """Cut at every length, and with one bit or many bytes changed."""
-    cuts = [raw[:length] for length in range(0, len(raw), 5)]
-    flips = [raw[:place] + bytes([raw[place] ^ 1 << draws.randrange(8)]) + raw[place + 1:] for place in range(len(raw))]
-    for _ in range(300):
+    """Cut, and with one bit or many bytes changed."""
+    cuts = [raw[:length] for length in range(0, len(raw), 11)]
+    flips = [raw[:place] + bytes([raw[place] ^ 1 << draws.randrange(8)]) + raw[place + 1:]
+             for place in range(draws.randrange(2), len(raw), 2)]
+    for _ in range(200):
         changed = bytearray(raw)
         for _ in range(draws.randint(2, 30)):
             changed[draws.randrange(len(raw))] = draws.randrange(256)
@@ -449,7 +451,7 @@ def described(text: str, data: bytes = bytes(24)) -> bytes:
 
 
 @pytest.mark.parametrize("content, problem", [
-    (array(numpy.array([1, "x", None], object)), "holds Python objects, which only a pickle can be"),
+    (array(numpy.array([1, "x", None], object)), "holds Python objects, which are pickled: not read"),
     (array(numpy.zeros(2, [("a", object), ("b", "f4")])), "holds Python objects"),
     (array(numpy.zeros(2, [("a", "f4"), ("b", "f4")])), "is of type [('a', '<f4'), "),
     (array(numpy.zeros(2, [("a", "i1"), ("b", "i1")])), "which is no tensor's"),
@@ -461,7 +463,7 @@ def described(text: str, data: bytes = bytes(24)) -> bytes:
     (array() + b"\0", "24 bytes, there are 25"),
     (array()[:20], "is damaged ("), (array()[:7], "is damaged ("), (b"", "is damaged ("), (b"text", "is damaged ("),
     (array().replace(b"(3, 2)", b"(9, 9)"), "'x' (9, 9) of float32 should have 324 bytes, there are 24"),
-    (described("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000,), }\n"), "should have 40000000000 bytes"),
+    (described("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000,), }\n"), "should have 40000000000 "),
     (described("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -6), }\n"), "there are 24"),
     (described("{'descr': '<f4', 'fortran_order': False, 'shape': (-6,), }\n"), "should have -24 bytes"),
     (described("{'descr': '<f4', 'fortran_order': False, 'shape': (True, 6), }\n"), "'x' "),

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from catr_reference import catr_state
-from clip_references import tiny_clip
 from matplotlib.figure import Figure
 from PIL import Image
 from random_models import captioner, randomise
@@ -18,6 +17,7 @@ import minivl
 import viz
 from minivl.errors import InputError
 from minivl.explain.positions import position_similarity
+from minivl.models.clip import CLIP, CLIPConfig, TextConfig
 from minivl.models.vit import ViT, ViTConfig
 from minivl.plotting.figure import save_figure
 from minivl.plotting.positions import COLOURS, GAP, UNKNOWN, positions_plot
@@ -46,6 +46,13 @@ def maps_of(figure: Figure, folder: Path) -> np.ndarray:
 
 def vit(size: tuple[int, int], **changes: object) -> ViT:
     model = ViT(ViTConfig(size, (4, 4), 12, 1, 3, 24, num_classes=0, **changes))  # type: ignore[arg-type]
+    randomise(model)
+    return model
+
+
+def clip() -> CLIP:
+    model = CLIP(CLIPConfig(ViTConfig((8, 12), (4, 4), 12, 1, 3, 24, num_classes=7),
+                            TextConfig(20, 8, 1, 2, 16, 7, bos_id=1, eot_id=2)))
     randomise(model)
     return model
 
@@ -168,7 +175,7 @@ def test_encoders_of_captioners_and_clips(tmp_path: Path, monkeypatch: pytest.Mo
     drawn = []
     monkeypatch.setattr(viz, "positions_plot", lambda cosines, **texts: drawn.append(cosines))
     monkeypatch.setattr(viz, "save_figure", lambda figure, target: None)
-    for model in (captioner(), tiny_clip()):
+    for model in (captioner(), clip()):
         minivl.save(model, tmp_path / "w.safetensors")
         run("--weights", tmp_path / "w.safetensors")
         encoder = viz.encoder_of(model)

@@ -125,7 +125,7 @@ def _loaded(file: Path) -> Any:
 def _unwrapped(value: Any, entry: str | None, notes: list[str], file: Path) -> tuple[Mapping[Any, Any], str | None]:
     """The dict of tensors inside a checkpoint, and the name of the entry it was found in."""
     taken = None
-    for _ in range(DEEPEST):
+    for _ in range(DEEPEST + 1):
         if not isinstance(value, Mapping):
             raise InputError(f"holds a {type(value).__name__}, not named tensors", source=file)
         there = [name for name in WRAPPERS if _holds(value.get(name), Mapping)]
@@ -300,10 +300,11 @@ def _array(opened: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, file: Pa
                 header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
                 shape, by_columns, dtype = header(content)
         except Exception as error:  # as in _loaded
-            raise InputError(f"its array {name!r} is damaged ({str(error):.200})", source=file) from None
+            raise InputError(f"its array {name!r} is damaged ({type(error).__name__}: {str(error):.200})",
+                             source=file) from None
         there = member.file_size - content.tell()
         if dtype.hasobject:
-            raise InputError(f"its array {name!r} holds Python objects, which only a pickle can be: not read", source=file)
+            raise InputError(f"its array {name!r} holds Python objects, which are pickled: not read", source=file)
         if dtype != "V2" and (dtype.kind not in "biufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8)):
             raise InputError(f"its array {name!r} is of type {dtype}, which is no tensor's", source=file)
         needed = math.prod(shape) * dtype.itemsize

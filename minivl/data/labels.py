@@ -118,19 +118,27 @@ def _read(folder: Path, top: bool) -> Labelled:
     if not files and not any(inside.values()):
         raise InputError(f"holds no pictures ({', '.join(SUFFIXES)}), neither itself nor in its folders",
                          source=folder)
-    table = _find_table(folder)
+    table = find_table(folder)
     read = _by_name(files, table, folder) if files else _by_folder(inside, table)
     return replace(read, skipped=tuple(skipped))
 
 
-def read_pictures(folder: str | os.PathLike[str]) -> tuple[tuple[Path, ...], tuple[Skipped, ...]]:
-    """The pictures of a folder without classes, sorted, and what lies among them.
+def read_pictures(folder: str | os.PathLike[str], *,
+                  deep: bool = False) -> tuple[tuple[Path, ...], tuple[Skipped, ...]]:
+    """The pictures of a folder, whatever their classes, sorted, and what lies among them.
+
+    Args:
+        folder: with the pictures.
+        deep: those of its folders too.
 
     Raises:
         InputError: no such folder, or no picture in it.
     """
     folder = _existing(folder)
     _, files, skipped = _listing(folder)
+    if deep:
+        skipped = []
+        files = list(_walk(folder, skipped))
     if not files:
         raise InputError(f"holds no pictures ({', '.join(SUFFIXES)})", source=folder)
     return tuple(files), tuple(skipped)
@@ -191,7 +199,7 @@ def _walk(folder: Path, skipped: list[Skipped], above: tuple[Path, ...] = ()) ->
         yield from _walk(one, skipped, (*above, folder.resolve()))
 
 
-def _by_folder(inside: dict[Path, list[Path]], table: _Table | None) -> Labelled:
+def _by_folder(inside: dict[Path, list[Path]], table: ClassTable | None) -> Labelled:
     """A folder per class."""
     names = tuple(folder.name for folder in inside)
     places, ids = list(range(len(names))), None
@@ -206,7 +214,7 @@ def _by_folder(inside: dict[Path, list[Path]], table: _Table | None) -> Labelled
     return Labelled(tuple(file for _, file in pairs), tuple(place for place, _ in pairs), names, ids)
 
 
-def _by_name(files: Sequence[Path], table: _Table | None, folder: Path) -> Labelled:
+def _by_name(files: Sequence[Path], table: ClassTable | None, folder: Path) -> Labelled:
     """``{label}_{anything}``."""
     if table is None:
         raise InputError(f"its pictures have no class: it needs a folder per class, or {TABLE} (here or in a folder "
@@ -221,11 +229,17 @@ def _by_name(files: Sequence[Path], table: _Table | None, folder: Path) -> Label
 
 
 @dataclass(frozen=True)
-class _Table:
-    """An id2label.json."""
+class ClassTable:
+    """An id2label.json.
+
+    Attributes:
+        file: it.
+        ids: the numbers of the classes, ascending.
+        names: of the same classes.
+    """
 
     file: Path
-    ids: tuple[int, ...]  # ascending
+    ids: tuple[int, ...]
     names: tuple[str, ...]
 
     def place(self, word: str) -> int | None:
@@ -246,11 +260,18 @@ def _plain(name: str) -> str:
     return name.lower().replace(" ", "_")
 
 
-def _find_table(folder: Path) -> _Table | None:
+def find_table(folder: Path) -> ClassTable | None:
     """The nearest id2label.json: in the folder or one of the two above."""
     file = next((file for one in (folder, *folder.resolve().parents[:2]) if (file := one / TABLE).exists()), None)
-    if file is None:
-        return None
+    return None if file is None else read_table(file)
+
+
+def read_table(file: Path) -> ClassTable:
+    """The classes of an id2label.json, which may be called otherwise.
+
+    Raises:
+        InputError: no such file, or none of this form.
+    """
     data = read_json(file)
     wanted = 'an object such as {"0": "cat", "1": "dog"} is needed'
     if not isinstance(data, dict) or not data:
@@ -260,7 +281,7 @@ def _find_table(folder: Path) -> _Table | None:
             raise InputError(f"has the entry {key!r}: {name!r:.60}: {wanted}", source=file)
     if len(numbers := {int(key): name for key, name in data.items()}) < len(data):
         raise InputError("has a number twice (01 and 1, say)", source=file)
-    return _Table(file, tuple(sorted(numbers)), tuple(numbers[number] for number in sorted(numbers)))
+    return ClassTable(file, tuple(sorted(numbers)), tuple(numbers[number] for number in sorted(numbers)))
 
 
 # -- scenes --------------------------------------------------------------------------------------------------

@@ -1,0 +1,310 @@
+"""Fine-tune or train an image classifier: on photos in class folders, or (without --data) on the built-in scenes."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import minivl
+from minivl import programs
+from minivl.data.augment import Augment
+from minivl.data.labels import scene_labels
+from minivl.data.splits import check_readable, same_pictures, train_and_val
+from minivl.errors import InputError, some
+from minivl.files import write_text
+from minivl.images import Photo
+from minivl.models.clip import CLIP
+from minivl.models.presets import PRESETS
+from minivl.models.vit import ViT
+from minivl.plotting.history import plot_history
+from minivl.train.classifying import ClassifyTask, Probe, pooled_features
+from minivl.train.distributed import Processes, processes
+from minivl.train.loop import fit
+from minivl.train.optim import OPTIMIZERS, SCHEDULES
+from minivl.train.plan import Plan
+from minivl.train.run import Run, read_history
+
+HERE = Path(__file__).resolve().parent
+VAL_START = 10_000_000  # validation scenes are numbered from here, so that no training scene is among them
+
+
+# -- 1. parse ------------------------------------------------------------------------------------------------
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = programs.Parser(__doc__)
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", help="a folder per class, or {label}_*.jpg with id2label.json; with train/ and val/ or "
+                      "validation/; or oxford-iiit-pet:FOLDER; without it: the built-in scenes")
+    data.add_argument("--val-fraction", type=float, help="share of each class to validate on, without val/")
+    data.add_argument("--scenes", type=int, default=4000, help="training scenes, without --data")
+    data.add_argument("--val-scenes", type=int, default=500, help="validation scenes, without --data")
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="scenes_patch8_96", help="a preset (of --init FILE: what it is)")
+    model.add_argument("--init", default="none", help="weights to start from: a file, a hub id, or none for random")
+    model.add_argument("--image-size", type=int, help="side, if not the model's own")
+    model.add_argument("--fit", choices=("crop", "squash"), help="crop keeps the aspect, squash shows all "
+                       "(without it: as the weights were trained)")
+    model.add_argument("--freeze", choices=("none", "encoder"), default="none", help="encoder: train the head alone, "
+                       "on features computed once where nothing is augmented")
+    model.add_argument("--reinit-head", action="store_true", help="a new head, even if the old one has these classes")
+    model.add_argument("--drop-path", type=float, default=0.0, help="stochastic depth of the last block")
+    model.add_argument("--checkpointing", action="store_true", help="compute blocks twice: less memory")
+    model.add_argument("--compile", action="store_true", help="torch.compile the model")
+    step = parser.add_argument_group("optimiser")
+    step.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="SGD has a momentum")
+    step.add_argument("--lr", type=float, default=1e-4, help="highest learning rate")
+    step.add_argument("--momentum", type=float, default=0.9, help="of SGD")
+    step.add_argument("--weight-decay", type=float, default=0.05, help="on matrices only")
+    step.add_argument("--layer-decay", type=float, default=1.0, help="factor on the rate per layer, from the head down")
+    step.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient; 0 = none")
+    step.add_argument("--sam", type=float, default=0.0, help="radius of sharpness-aware minimisation; 0 = off")
+    step.add_argument("--sam-adaptive", action="store_true", help="its adaptive variant (a radius ten times larger)")
+    step.add_argument("--sam-local", action="store_true", help="each process perturbs by its own share of the batch")
+    step.add_argument("--batch-size", type=int, default=32, help="pictures of a step, over all processes")
+    step.add_argument("--accumulate", type=int, default=1, help="micro-batches a process computes one after the other")
+    step.add_argument("--ema", type=float, default=0.0, help="decay of the averaged weights; 0 = none")
+    plan = parser.add_argument_group("schedule")
+    plan.add_argument("--epochs", type=int, default=10, help="passes over the pictures; end of the schedule")
+    plan.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="after the warm-up")
+    plan.add_argument("--warmup", type=int, default=50, help="steps of rising learning rate")
+    plan.add_argument("--factor", type=float, default=0.5, help="of the step schedule")
+    plan.add_argument("--period", type=int, default=10, help="of the step schedule, in epochs")
+    plan.add_argument("--time-limit", type=float, default=0.0, help="seconds, after which to stop resumably; 0 = none")
+    augment = parser.add_argument_group("augmentation")
+    augment.add_argument("--crop-scale", type=float, help="smallest share of the photo in a random crop (without "
+                         "it: the model's own crop)")
+    augment.add_argument("--flip", type=float, default=0.0, help="probability of mirroring")
+    augment.add_argument("--auto", choices=("none", "autoaugment", "randaugment"), default="none", help="learned policies")
+    augment.add_argument("--magnitude", type=int, default=9, help="of RandAugment")
+    augment.add_argument("--color", type=float, default=0.0, help="jitter of brightness, contrast, saturation")
+    augment.add_argument("--erase", type=float, default=0.0, help="probability of erasing a rectangle")
+    augment.add_argument("--mixup", type=float, default=0.0, help="alpha of its beta distribution; 0 = off")
+    augment.add_argument("--cutmix", type=float, default=0.0, help="alpha of its beta distribution; 0 = off")
+    augment.add_argument("--smoothing", type=float, default=0.0, help="label smoothing")
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", type=Path, required=True, help="folder of the run")
+    run.add_argument("--resume", action="store_true", help="continue the run in --out")
+    run.add_argument("--shard", action="store_true", help="with torchrun: each process keeps a part of the weights")
+    parser.add_common(precision="auto")
+    programs.recipe_defaults(parser, argv, HERE / "recipes", "train_p1")
+    args = parser.parse_args(argv)
+    programs.check_common(args)
+    for name in ("scenes", "val_scenes", "batch_size", "accumulate"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give 1 or more")
+    if not str(args.out):
+        raise InputError("--out: name a folder")
+    return args
+
+
+# -- 2. build ------------------------------------------------------------------------------------------------
+
+def build_model(args: argparse.Namespace, names: Sequence[str]) -> ViT:
+    """The classifier to train, with a head for these classes."""
+    torch.manual_seed(args.seed)
+    if args.init == "none":
+        loaded = minivl.create(args.model)
+    else:
+        default = args.model == "scenes_patch8_96"
+        loaded = minivl.load(args.init, name=None if default else args.model).float()
+    model = loaded.visual if isinstance(loaded, CLIP) else loaded
+    if not isinstance(model, ViT):
+        raise InputError("is a captioner: a ViT, or a CLIP for its image tower, is needed", source=args.init)
+    model.site = "encoder"
+    if model.preprocessing is None:
+        raise InputError("its preprocessing is unknown: say with --model which preset it is", source=args.init)
+    if args.fit:
+        model.preprocessing = replace(model.preprocessing, mode=args.fit)
+    if args.image_size:
+        model.resize(args.image_size)
+    kept = model.config.num_classes == len(names) and model.class_names in (None, tuple(names))
+    if not kept or args.reinit_head or not model.config.head_bias:
+        model.config = replace(model.config, head_bias=True)
+        model.replace_head(len(names))
+    config = replace(model.config, drop_path=args.drop_path)
+    state, preprocessing = model.state_dict(), model.preprocessing
+    with torch.device("meta"):  # the same weights in a model that drops paths
+        model = ViT(config, preprocessing=preprocessing, class_names=tuple(names))
+    model.load_state_dict(state, assign=True)
+    model.checkpointing = args.checkpointing
+    if args.freeze == "encoder":
+        model.requires_grad_(False)
+        for head in (model.head, model.head_dist):
+            if head is not None:
+                head.requires_grad_(True)
+    return model
+
+
+# -- 3. load -------------------------------------------------------------------------------------------------
+
+class Data(NamedTuple):
+    """Photos and the class of each, to train and to validate on."""
+
+    photos: Sequence[Photo]
+    labels: Sequence[int]
+    val_photos: Sequence[Photo]
+    val_labels: Sequence[int]
+    names: tuple[str, ...]
+    told: Any  # what a resumed run must find again
+    skipped: tuple[str, ...] = ()
+
+
+def load_data(args: argparse.Namespace) -> Data:
+    """The pictures; those that cannot be used are found before training, and listed."""
+    if not args.data:
+        size = PRESETS["scenes_patch8_96"].config.image_size[0]  # type: ignore[union-attr]
+        train = scene_labels(args.scenes, seed=args.seed, size=size, progress=programs.progress)
+        val = scene_labels(args.val_scenes, start=VAL_START, seed=args.seed, size=size, progress=programs.progress)
+        return Data(train.images, train.labels, val.images, val.labels, train.names, [args.scenes, args.val_scenes])
+    sets, skipped = [], []
+    for one in train_and_val(args.data, val_fraction=args.val_fraction, seed=args.seed):
+        good, broken = check_readable(one, programs.progress, every_class=not sets)
+        sets.append(good)
+        skipped += [*one.skipped, *broken]
+    photos, val_photos = sets
+    twice = same_pictures(photos, val_photos)
+    if twice:
+        programs.report(args, {"in_both": len(twice)}, f"{len(twice)} validation pictures are training pictures, byte "
+                        f"for byte, such as {twice[0][1]} and {twice[0][0]}: scores will look too good")
+    if skipped:
+        programs.report(args, {"skipped": len(skipped)}, f"{len(skipped)} files are left out, such as {skipped[0]}")
+    told = [[str(file.name) for file in one.files] + list(one.labels) for one in sets]
+    return Data(photos.files, photos.labels, val_photos.files, val_photos.labels, photos.names, told,
+                tuple(map(str, skipped)))
+
+
+def build_task(args: argparse.Namespace, model: ViT, data: Data, group: Processes) -> ClassifyTask:
+    """Batches, loss and scores."""
+    assert model.preprocessing is not None
+    augment = Augment(model.preprocessing, seed=args.seed, flip=args.flip, auto=args.auto, magnitude=args.magnitude,
+                      color=args.color, erase=args.erase,
+                      crop_scale=None if args.crop_scale is None else (args.crop_scale, 1.0))
+    photos: Sequence[Photo] | Tensor = data.photos
+    val_photos: Sequence[Photo] | Tensor = data.val_photos
+    stored = probing(args)
+    if stored:
+        photos, val_photos = (pooled_features(model, part, workers=args.workers, precision=args.precision,
+                                              progress=programs.progress) for part in (photos, val_photos))
+    about = {"data": args.data or "scenes", "program": "train_p1.py", "model": args.model, "init": args.init}
+    return ClassifyTask(
+        model, photos, data.labels, val_photos, data.val_labels, augment=None if stored else augment,
+        batch_size=args.batch_size, accumulate=args.accumulate, smoothing=args.smoothing, mixup=args.mixup,
+        cutmix=args.cutmix, seed=args.seed, workers=args.workers, processes=group, about=about,
+        progress=programs.progress)
+
+
+def probing(args: argparse.Namespace) -> bool:
+    """Whether features can be computed once: the encoder is frozen, and no picture changes."""
+    changes = (args.crop_scale, args.flip, args.auto != "none", args.color, args.erase, args.mixup, args.cutmix)
+    return args.freeze == "encoder" and not any(changes)
+
+
+def settings_of(args: argparse.Namespace, told: Any) -> dict[str, Any]:
+    """What a resumed run must repeat: the options, and by its hash the data."""
+    free = ("out", "resume", "json", "workers", "device", "time_limit", "data", "compile", "accumulate",
+            "checkpointing", "shard")
+    settings = {key: value for key, value in vars(args).items() if key not in free}
+    return {**settings, "data_hash": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}
+
+
+# -- 4. to 6. loop, evaluate, save ---------------------------------------------------------------------------
+
+def main(argv: Sequence[str] | None) -> None:
+    args = parse(argv)
+    with processes(programs.device_of(args.device), args.shard) as (group, device):
+        args.precision = programs.precision_of(args.precision, device)
+        plan = Plan(args.epochs, args.lr, args.weight_decay, args.warmup, args.clip, args.precision, args.ema,
+                    args.seed, optimizer=args.optimizer, momentum=args.momentum, schedule=args.schedule, factor=args.factor,
+                    period=args.period, layer_decay=args.layer_decay, sam=args.sam, sam_adaptive=args.sam_adaptive,
+                    sam_local=args.sam_local, time_limit=args.time_limit)
+        run = Run(args.out)
+        if group.first:
+            run.check(args.resume)
+        group.wait()
+        train(args, plan, group, device)
+
+
+def train(args: argparse.Namespace, plan: Plan, group: Processes, device: torch.device) -> None:
+    """From data to the best weights."""
+    data = load_data(args)
+    model = build_model(args, data.names).to(device)
+    task = build_task(args, model, data, group)
+    if group.first:
+        report_start(args, model, data)
+    board = tensorboard(args.out) if group.first else None
+    for row in fit(model, task, plan, out=args.out, settings=settings_of(args, data.told), resume=args.resume,
+                   processes=group, wrap=wrapper(args), progress=programs.progress if group.first else None):
+        if not group.first:
+            continue
+        if data.skipped:
+            write_text(args.out / "skipped.txt", "\n".join(data.skipped) + "\n")
+        programs.report(args, row, f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}  validation loss "
+                        f"{row['val_loss']:.3f}  top-1 {row['top1']:.4f}  top-5 {row['top5']:.4f}  "
+                        f"{row['seconds']:.0f} s")
+        plot_history(args.out, read_history(args.out))
+        if board is not None:
+            board(row)
+    if group.first:
+        finish(args, len(data.val_labels))
+
+
+def wrapper(args: argparse.Namespace) -> Callable[[nn.Module], nn.Module] | None:
+    """What losses are computed with, if not the model itself."""
+    made: list[Callable[[nn.Module], Any]] = [Probe] if probing(args) else []
+    if args.compile:
+        made.append(torch.compile)
+
+    def wrap(model: nn.Module) -> nn.Module:
+        for one in made:
+            model = one(model)
+        return model
+
+    return wrap if made else None
+
+
+def tensorboard(folder: Path) -> Callable[[Mapping[str, Any]], None] | None:
+    """Writes the row of an epoch as TensorBoard events, where that package is installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    def write(row: Mapping[str, Any]) -> None:
+        with SummaryWriter(str(folder)) as writer:
+            for name, value in row.items():
+                if name not in ("epoch", "step"):
+                    writer.add_scalar(name, value, row["step"])
+
+    return write
+
+
+def report_start(args: argparse.Namespace, model: ViT, data: Data) -> None:
+    """Say what is about to be trained."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    programs.report(args, {"images": len(data.labels), "val_images": len(data.val_labels), "classes": len(data.names),
+                           "trained_parameters": trained},
+                    f"{len(data.labels)} training and {len(data.val_labels)} validation pictures of {len(data.names)} "
+                    f"classes ({some(data.names, 5)}), {trained / 1e6:.2f} M trained parameters")
+
+
+def finish(args: argparse.Namespace, val_pictures: int) -> None:
+    """Say what came out."""
+    rows = [row for row in read_history(args.out) if "epoch" in row]
+    if not rows:
+        return
+    best = max(rows, key=lambda row: row["top1"])
+    programs.report(args, {"best": str(args.out / "best.safetensors"), **best},
+                    f"best: top-1 {best['top1']:.4f} of {val_pictures} validation pictures after epoch "
+                    f"{best['epoch']}: {args.out / 'best.safetensors'}")
+
+
+if __name__ == "__main__":
+    programs.program(main)
