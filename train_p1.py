@@ -83,7 +83,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     augment.add_argument("--crop-scale", type=float, help="smallest share of the photo in a random crop (without "
                          "it: the model's own crop)")
     augment.add_argument("--flip", type=float, default=0.0, help="probability of mirroring")
-    augment.add_argument("--auto", choices=("none", "autoaugment", "randaugment"), default="none", help="learned policies")
+    augment.add_argument("--auto", choices=("none", "autoaugment", "randaugment"), default="none",
+                         help="learned policies")
     augment.add_argument("--magnitude", type=int, default=9, help="of RandAugment")
     augment.add_argument("--color", type=float, default=0.0, help="jitter of brightness, contrast, saturation")
     augment.add_argument("--erase", type=float, default=0.0, help="probability of erasing a rectangle")
@@ -223,9 +224,9 @@ def main(argv: Sequence[str] | None) -> None:
     with processes(programs.device_of(args.device), args.shard) as (group, device):
         args.precision = programs.precision_of(args.precision, device)
         plan = Plan(args.epochs, args.lr, args.weight_decay, args.warmup, args.clip, args.precision, args.ema,
-                    args.seed, optimizer=args.optimizer, momentum=args.momentum, schedule=args.schedule, factor=args.factor,
-                    period=args.period, layer_decay=args.layer_decay, sam=args.sam, sam_adaptive=args.sam_adaptive,
-                    sam_local=args.sam_local, time_limit=args.time_limit)
+                    args.seed, optimizer=args.optimizer, momentum=args.momentum, schedule=args.schedule,
+                    factor=args.factor, period=args.period, layer_decay=args.layer_decay, sam=args.sam,
+                    sam_adaptive=args.sam_adaptive, sam_local=args.sam_local, time_limit=args.time_limit)
         run = Run(args.out)
         if group.first:
             run.check(args.resume)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 import minivl
 from minivl.convert import clip
+from minivl.images import Preprocessing
 from minivl.loading import convert
 from minivl.models.clip import CLIP
 from minivl.models.clip_presets import CLIP_PRESETS
@@ -81,6 +82,7 @@ def test_equal_to_openais() -> None:
     assert all(torch.equal(state[name], tensor) and state[name].dtype == tensor.dtype
                for name, tensor in before.items())
     compare(done.model, theirs, pictures(), texts())
+    assert done.model.preprocessing == Preprocessing((32, 32), OPENAI_MEAN, OPENAI_STD, 1.0, "crop", "bicubic")
     with pytest.raises(minivl.InputError, match="config says vision.act='gelu', the tensors say 'quick_gelu'"):
         convert(state, config={"vision": {"act": "gelu"}})
 

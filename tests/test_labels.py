@@ -144,8 +144,11 @@ def test_pictures_without_classes(tmp_path: Path) -> None:
     files, skipped = read_pictures(tmp_path)
     (empty := tmp_path / "empty").mkdir()
     assert [file.name for file in files] == ["a.png", "b.jpg"] and [one.file.name for one in skipped] == [".d.jpg"]
-    with pytest.raises(InputError, match="holds no pictures"):
-        read_pictures(empty)
+    files, skipped = read_pictures(tmp_path, deep=True)
+    assert [file.name for file in files] == ["a.png", "b.jpg", "c.jpg"] and [one.file.name for one in skipped] == [".d.jpg"]
+    for deep in (False, True):
+        with pytest.raises(InputError, match="holds no pictures"):
+            read_pictures(empty, deep=deep)
 
 
 def test_classes_must_have_pictures(tmp_path: Path) -> None:

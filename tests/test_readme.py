@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import minivl
+from minivl.convert import timm
 from minivl.convert.table import rename
-from minivl.convert.timm import TABLE
 from minivl.data.scenes import scene
 from minivl.files import write_json, write_tensors
 
@@ -58,7 +59,7 @@ def timm_file(path: Path) -> None:
         elif match[2] == "q":
             parts = [ours[f"{match[1]}.{one}_proj.{match[3]}"] for one in "qkv"]
             theirs[f"{match[1]}.qkv.{match[3]}"] = torch.cat(parts)
-    assert not rename(theirs, TABLE)[1]
+    assert not rename(theirs, timm.table(theirs)).unknown
     write_tensors(path, theirs)
 
 
@@ -77,6 +78,7 @@ def user(tmp_path: Path) -> Path:
                             for number, one in drawn.items() for place, text in enumerate(one.captions)]})
     scene(3).image.save(tmp_path / "photo.jpg")
     timm_file(tmp_path / "deit_tiny_patch16_224.safetensors")
+    torch.save(load_file(tmp_path / "deit_tiny_patch16_224.safetensors"), tmp_path / "deit_tiny_patch16_224.pth")
     return tmp_path
 
 
@@ -104,6 +106,11 @@ def test_training_and_drawing_commands(user: Path) -> None:
     assert (user / "pictures" / "photo.png").stat().st_size > 10_000
     rows = [json.loads(line) for line in (user / "runs/flickr8k/history.jsonl").read_text().splitlines()]
     assert sum("epoch" in row for row in rows) == json.loads((user / "runs/flickr8k/config.json").read_text())["epochs"]
+
+
+def test_weights_commands(user: Path) -> None:
+    told = [run(command, user) for command in commands() if command[:2] == ["python", "-m"] and "weights" in command[2]]
+    assert "200 of the model" in told[0] and "verified: sha256 and fingerprint" in told[1] and len(told) == 2
 
 
 def test_every_program_of_the_table_has_help(tmp_path: Path) -> None:

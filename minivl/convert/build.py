@@ -88,6 +88,7 @@ def convert(state: Mapping[str, Tensor], *, family: str = "auto", config: Mappin
     own = own or beside
     given = {**(own.fields if own else {}), **asked}
     full = _agree(told, given)
+    full = module.settle(state, full, given) if hasattr(module, "settle") else full
     needed = module.needed(state) if hasattr(module, "needed") else module.NEEDED
     preset_name, preset = _preset(family, told, name, full, needed=not all(key in full for key in needed))
     if preset_name is not None:
@@ -103,7 +104,8 @@ def convert(state: Mapping[str, Tensor], *, family: str = "auto", config: Mappin
         raise InputError(_undecided(family, told, needed))
     known = own.preprocessing if own else None
     known = (preprocessing or known or (preset.preprocessing if preset else None)
-             or getattr(module, "PREPROCESSING", None))
+             or getattr(module, "PREPROCESSING", None)
+             or (module.preprocessing(state) if hasattr(module, "preprocessing") else None))
     names = class_names or (own.class_names if own else None)
     model = _model(module.KIND, full, known, tokenizer, tuple(names) if names else None)
     # a matrix of words that is not the word table has rules of its own

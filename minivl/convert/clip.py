@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from re import fullmatch
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError, some
-from ..models.clip_presets import TAGS
+from ..models.clip_presets import PREPROCESSING, TAGS
 from . import hf_text
 from . import huggingface as hf
 from .described import Described
 from .open_clip_config import read_config
 from .table import Rule, drop, renamed, under
+
+if TYPE_CHECKING:
+    from ..images import Preprocessing
 
 KIND = "clip"
 NEEDED = tuple(f"{tower}.{field}" for tower in ("vision", "text") for field in ("num_heads", "act", "eps"))
@@ -83,6 +86,11 @@ def preset_name(name: str, state: Mapping[str, Tensor]) -> str:
         plain = re.sub(r"^(vit-[bl]-\d\d(?:-336)?)(?![0-9]).*", r"\1-openai", plain)
     meant = max((tag for tag in TAGS if plain.startswith(tag)), key=len, default=None)
     return name if meant is None else TAGS[meant]
+
+
+def preprocessing(state: Mapping[str, Tensor]) -> Preprocessing | None:
+    """That of all of OpenAI's models; None for others."""
+    return PREPROCESSING if is_openai(state) else None
 
 
 # -- what the tensors tell -----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from math import isqrt
+from math import isqrt, prod
 from re import fullmatch
 from typing import Any
 
@@ -92,7 +92,20 @@ def fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     told.update(_grid(state, int(told["dist_token"]) + told["registers"]))
     if told["norm_after_pool"]:
         told["pool"] = "mean"
+        told.setdefault("class_token", False)  # nothing looks at one, and nothing else says that it was lost
     return hf.told(told)
+
+
+def settle(state: Mapping[str, Tensor], full: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tensors tell once the image's size is given: 16 rows are 4 x 4 patches, or 3 x 5 and a token."""
+    positions, patch = state.get("pos_embed"), full.get("patch_size")
+    if "image_size" not in given or "pos_prefix" in given or positions is None or positions.ndim != 3 or patch is None:
+        return full
+    try:
+        patches = prod(side // length for side, length in zip(full["image_size"], patch))
+    except (TypeError, ZeroDivisionError):
+        return full  # `ViTConfig` says what is wrong with them
+    return {**full, "pos_prefix": positions.shape[1] != patches}
 
 
 def needed(state: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -137,8 +137,7 @@ def read_pictures(folder: str | os.PathLike[str], *,
     folder = _existing(folder)
     _, files, skipped = _listing(folder)
     if deep:
-        skipped = []
-        files = list(_walk(folder, skipped))
+        files = sorted(_walk(folder, skipped := []))
     if not files:
         raise InputError(f"holds no pictures ({', '.join(SUFFIXES)})", source=folder)
     return tuple(files), tuple(skipped)
