@@ -144,19 +144,19 @@ def labels_of(files: Sequence[Path], folder: Path, classes: Classes) -> list[int
         InputError: some have a label and others have none.
     """
     parts = [file.relative_to(folder).parts for file in files]
-    flat = [len(one) == 1 for one in parts]
-    if all(flat):
+    if all(len(one) == 1 for one in parts):
         labels = [classes.of_file(file.stem) for file in files]
-        numbered = classes.table is not None and any(re.match(r"\d+_", file.name) for file in files)
-        what, wanted = "photos", f"do not begin with a number or name of {classes.table and classes.table.file} and _"
+        # what looks like a label shall be one, unless nobody says what the numbers mean
+        sure = classes.table is not None and any(re.match(r"\d+_", file.name) for file in files)
+        wanted = f"do not begin with a number or name of {classes.table and classes.table.file} and _"
     else:
-        labels = [None if len(one) == 1 else classes.of_word(one[0]) for one in parts]
-        numbered, what, wanted = False, "photos", f"do not lie in a folder that is called as a class of {classes.source}"
+        labels = [classes.of_word(one[0]) if len(one) > 1 else None for one in parts]
+        sure, wanted = False, f"do not lie in a folder called as a class of {classes.source}"
     unknown = ["/".join(one) for one, label in zip(parts, labels) if label is None]
-    if len(unknown) == len(files) and not numbered:
+    if len(unknown) == len(files) and not sure:
         return None
     if unknown:
-        raise InputError(f"{len(unknown)} of {len(files)} {what} {wanted}: {some(unknown, 3)}; there are "
+        raise InputError(f"{len(unknown)} of {len(files)} photos {wanted}: {some(unknown, 3)}; there are "
                          f"{len(classes.ids)} classes ({some(classes.shown(), 3)}); {UNLABELLED}", source=folder)
     return [label for label in labels if label is not None]
 
@@ -253,19 +253,21 @@ def main(argv: Sequence[str] | None) -> None:
     files, skipped = read_pictures(args.images, deep=True)
     named = sorted((file.relative_to(args.images).as_posix(), file) for file in files)
     files = tuple(file for _, file in named)
-    if others := [one for one in skipped if one.reason != "hidden"]:
-        log.info("%d files are left out: %s", len(others), some(others, 2))
+    if skipped:
+        log.info("%d files are left out: %s", len(skipped), some(skipped, 2))
     given = None if args.labels is None else read_table(args.labels)
     table = given or (None if args.unlabelled else find_table(args.images))
     model = load(args.weights, programs.device_of(args.device))
     classes = classes_of(model, args.weights, table)
     if args.label_names and classes.names is None:
         raise InputError(f"--label-names: neither {args.weights} nor an id2label.json name the classes; give --labels")
+    if args.label_names and (doubled := [name for name, count in Counter(classes.names).items() if count > 1]):
+        log.warning("the file will not tell apart classes of one name: %s", some(doubled))
     labels = None if args.unlabelled else labels_of(files, args.images, classes)
     found = predict(model, files, labels, args)
     words: Callable[[int], Any] = (classes.names if args.label_names and classes.names else classes.ids).__getitem__
     write(args.out, [(name, words(output)) for (name, _), output in zip(named, found.predicted.tolist())])
-    without = "" if labels is not None or args.unlabelled else " (they have no labels: no scores)"
+    without = "" if labels is not None or args.unlabelled else " (no labels in their names, hence no scores)"
     programs.report(args, {"path": str(args.out), "photos": len(files), "labelled": labels is not None},
                     f"{args.out}: the classes of {len(files)} photos{without}")
     if labels is not None:

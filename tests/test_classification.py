@@ -11,7 +11,8 @@ import torch
 
 from minivl.errors import InputError
 from minivl.metrics import classification
-from minivl.metrics.classification import Confusion, accuracy, bootstrap_interval, confusion_pairs, mean_per_class, top_k
+from minivl.metrics.classification import (Confusion, accuracy, bootstrap_interval, confusion_pairs, mean_per_class,
+                                           top_k)
 
 LABELS = [0, 0, 0, 1, 1, 2, 2, 2, 2, 4]
 GUESSES = [0, 1, 1, 1, 0, 2, 2, 4, 4, 4]

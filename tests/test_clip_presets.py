@@ -70,22 +70,28 @@ def test_a_name_of_other_shapes_is_refused() -> None:
     assert "is named ViT-B-16, but its tensors have other shapes" in refused(of_shape("ViT-B-32"), name="ViT-B-16.pt")
 
 
-def test_tags_of_open_clip_mean_their_own_activation_and_preprocessing() -> None:
+def test_names_and_tags_of_open_clip_mean_their_own_activation_and_preprocessing() -> None:
     """Else ViT-B-32-openai.safetensors would be read as a ViT-B-32, which has the other activation."""
-    seen = 0
+    seen, released = 0, set()
     for name in [preset for preset in CLIP_PRESETS if "/" not in preset]:
         for tag, told in open_clip.pretrained._PRETRAINED[name].items():
-            for given in (f"{name}-{tag}.safetensors", f"{name}.{tag}", f"{name}_{tag}", f"{name.lower()}-{tag}.pt"):
-                meant = clip.preset_name(given, {})
-                known = [preset for preset in CLIP_PRESETS if meant.startswith(preset)]
-                if not known:  # small letters and nothing else to tell: then presets must agree, or it raises
-                    assert given.islower()
+            file = told["url"].rpartition("/")[2]
+            for given in (f"{name}-{tag}.safetensors", f"{name}.{tag}", f"{name}_{tag}", f"{name.lower()}-{tag}.pt", file):
+                meant = clip.preset_name(given, numbers(224, 77, 49408) if given == file and tag == "openai" else {})
+                if given == file and meant == file:  # MetaCLIP's names say nothing
                     continue
-                preset = CLIP_PRESETS[max(known, key=len)]
+                preset = CLIP_PRESETS[meant]
                 assert preset.config.vision.act == ("quick_gelu" if told.get("quick_gelu") else "gelu"), given
                 assert preset.preprocessing is not None and preset.preprocessing.mean == tuple(told["mean"]), given
+                assert meant.startswith(name) or "/" in meant
+                released |= {given} if given == file else set()
                 seen += 1
-    assert seen > 150
+    assert seen > 250
+    assert {"ViT-L-14-336px.pt", "ViT-B-32.pt", "vit_b_32-quickgelu-laion400m_e31-d867053b.pt",
+            "vit_b_16-laion400m_e31-00efa78f.pt", "vit_b_32-laion2b_e16-af8dbd0c.pth"} <= released
+    for other in ("model.pt", "open_clip_model.safetensors", "timm/vit_base_patch32_clip_224.openai", "a-ViT-B-32"):
+        assert clip.preset_name(other, {}) == other
+    assert clip.preset_name("laion/CLIP-ViT-B-16-laion2B-s34B-b88K", {}) == "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"
 
 
 def test_presets_of_the_hub_are_open_clips_and_transformers() -> None:

@@ -6,17 +6,12 @@ import pytest
 import timm
 import torch
 from random_models import randomise
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 import minivl
 from minivl import InputError
-from minivl.convert import table
-from minivl.convert.timm import TABLE
-from minivl.models.presets import PRESETS
 from minivl.models.vit import ViT, ViTConfig
 
-OF_TIMM = [name for name, preset in PRESETS.items() if preset.families == ("timm",) and not name.startswith("scenes")]
 # timm's name, arguments of its create_model, side of the picture
 MODELS = {
     "vit_tiny": ("vit_tiny_patch16_224", {"img_size": 64, "num_classes": 17}, 64),
@@ -104,43 +99,6 @@ def test_other_pictures_are_refused(shape: tuple[int, ...]) -> None:
         model(torch.zeros(shape))
     with pytest.raises(minivl.InputError):
         model.encode(torch.zeros(shape))
-
-
-@pytest.mark.parametrize("name", OF_TIMM)
-def test_presets_are_timms(name: str) -> None:
-    """Shapes of every tensor, arithmetic and preprocessing, without computing anything."""
-    with torch.device("meta"):
-        theirs = timm.create_model(name)
-        ours = minivl.create(name)
-    renaming = table.rename(theirs.state_dict(), TABLE)
-    assert not renaming.unknown and not renaming.doubled
-    assert {key: value.shape for key, value in renaming.tensors.items()} \
-        == {key: value.shape for key, value in ours.state_dict().items()}
-    config, block = ours.config, theirs.blocks[0]
-    assert (config.width, config.depth) == (theirs.embed_dim, len(theirs.blocks))
-    assert config.image_size == theirs.patch_embed.img_size
-    assert config.patch_size == theirs.patch_embed.patch_size
-    assert (config.num_heads, config.eps) == (block.attn.num_heads, block.norm1.eps)
-    assert config.eps == theirs.norm.eps and config.mlp_dim == block.mlp.fc1.out_features
-    assert isinstance(block.mlp.act, nn.GELU) and block.mlp.act.approximate == "none" and config.act == "gelu"
-    assert config.num_classes == theirs.num_classes
-    assert (config.n_prefix, config.grid) == (theirs.num_prefix_tokens, theirs.patch_embed.grid_size)
-
-    cfg, preprocessing = get_pretrained_cfg(name), ours.preprocessing
-    assert preprocessing is not None and preprocessing.size == config.image_size == tuple(cfg.input_size[1:])
-    assert (preprocessing.mean, preprocessing.std) == (tuple(cfg.mean), tuple(cfg.std))
-    assert preprocessing.crop_pct == cfg.crop_pct and preprocessing.interpolation == cfg.interpolation
-    assert (preprocessing.mode, cfg.crop_mode) == ("crop", "center")
-
-
-@pytest.mark.parametrize("architecture", [name for name in OF_TIMM if "." not in name])
-def test_a_published_name_never_gets_the_preprocessing_of_another(architecture: str) -> None:
-    """timm has several weights of one size; a file named after any of them finds the right mean and std."""
-    for tagged in timm.list_models(f"{architecture}.*", pretrained=True):
-        cfg = get_pretrained_cfg(tagged)
-        found = PRESETS[max((name for name in PRESETS if tagged.startswith(name)), key=len)].preprocessing
-        assert (found.mean, found.std) == (tuple(cfg.mean), tuple(cfg.std)), tagged
-        assert found.crop_pct == cfg.crop_pct, tagged
 
 
 @pytest.mark.parametrize("changes, message", [

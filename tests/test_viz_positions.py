@@ -155,8 +155,8 @@ def test_prefix_tokens_are_no_patches(changes: dict[str, object], tmp_path: Path
     patches = model.pos_embed[0, -15:].detach()
     expected = torch.nn.functional.cosine_similarity(patches[:, None], patches[None], dim=2).view(3, 5, 3, 5)
     np.testing.assert_allclose(cosines, expected, atol=1e-6)
-    names = {"dist_token": "distillation token with the patches: ", "registers": "no position embedding: [class] token, "
-             "register 0, register 1", "class_token": ""}
+    names = {"dist_token": "distillation token with the patches: ", "class_token": "",
+             "registers": "no position embedding: [class] token, register 0, register 1"}
     assert names[next(iter(changes))] in texts["note"] if changes else "[class] token with" in texts["note"]
     assert (texts["note"] == "") == (changes.get("class_token") is False)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, some
-from ..models.clip_presets import PREPROCESSING, TAGS
+from ..models.clip_presets import CLIP_PRESETS, PREPROCESSING, TAGS
 from . import hf_text
 from . import huggingface as hf
 from .described import Described
@@ -77,15 +77,20 @@ def is_openai(state: Mapping[str, Tensor]) -> bool:
 
 
 def preset_name(name: str, state: Mapping[str, Tensor]) -> str:
-    """The preset that a file name means, or the name itself.
+    """The preset that a file name of open_clip's or OpenAI's means, or the name itself.
 
     OpenAI's own ViT-B-32.pt is what open_clip calls ViT-B-32-quickgelu; for others see `TAGS`.
     """
-    plain = re.sub(r"[^0-9a-z]+", "-", name.lower())
+    plain = _plain(name)
     if is_openai(state):
-        plain = re.sub(r"^(vit-[bl]-\d\d(?:-336)?)(?![0-9]).*", r"\1-openai", plain)
-    meant = max((tag for tag in TAGS if plain.startswith(tag)), key=len, default=None)
-    return name if meant is None else TAGS[meant]
+        plain = re.sub(r"^(vit-[bl]-\d\d(?:-336)?)(?!\d).*", r"\1-openai", plain)
+    known = {**{_plain(preset): preset for preset in CLIP_PRESETS}, **TAGS}
+    meant = max((begin for begin in known if plain.startswith(begin)), key=len, default=None)
+    return name if meant is None else known[meant]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^0-9a-z]+", "-", name.lower())
 
 
 def preprocessing(state: Mapping[str, Tensor]) -> Preprocessing | None:

@@ -97,6 +97,7 @@ class Renamed(NamedTuple):
         doubled: pairs of names in the source that fill one name of ours, or are no equal copies.
         absent: names of dropped tensors that must be in the source.
         strange: those whose values are not what is computed here.
+        shapes: of the tensors that were changed on the way, as they are in the source.
     """
 
     tensors: dict[str, Tensor]
@@ -105,6 +106,7 @@ class Renamed(NamedTuple):
     doubled: list[str]
     absent: list[str]
     strange: list[str]
+    shapes: dict[str, tuple[int, ...]]
 
 
 @cache
@@ -115,7 +117,7 @@ def _pattern(name: str) -> re.Pattern[str]:
 def rename(state: Mapping[str, Tensor], table: Sequence[Rule]) -> Renamed:
     """Apply a table to a state dict; the first rule that matches a name counts."""
     absent = [rule.source for rule in table if rule.known is not None and rule.source not in state]
-    done = Renamed({}, Receipt(), [], [], absent, [])
+    done = Renamed({}, Receipt(), [], [], absent, [], {})
     origin: dict[str, str] = {}
     for name, tensor in state.items():
         found = next(((match, rule) for rule in table if (match := _pattern(rule.source).fullmatch(name))), None)
@@ -130,6 +132,8 @@ def rename(state: Mapping[str, Tensor], table: Sequence[Rule]) -> Renamed:
             continue
         targets = tuple(target.format(*match.groups()) for target in rule.targets)
         parts = _parts(tensor, rule)
+        if rule.change is not None:
+            done.shapes[name] = tuple(tensor.shape)
         if earlier := [origin[target] for target in targets if target in origin]:
             equal = all(target in origin and torch.equal(done.tensors[target], part)
                         for target, part in zip(targets, parts))
@@ -194,7 +198,9 @@ def check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, sour
         pairs = [(tensors[name], expected[name]) for name in ours]
         there, needed = zip(*pairs)
         if any(one.shape != other.shape for one, other in pairs):
-            shapes.append(f"{origin} {_fused_shape(there)} instead of {_fused_shape(needed)}")
+            own = renaming.shapes.get(origin) if renaming else None
+            shapes.append(f"{origin} " + (f"{own}, which becomes " if own else "")
+                          + f"{_fused_shape(there)} instead of {_fused_shape(needed)}")
         elif any(one.is_floating_point() != other.is_floating_point() for one, other in pairs):
             types.append(f"{origin} {there[0].dtype} instead of {needed[0].dtype}")
         elif renaming and there[0].is_floating_point() and there[0].dtype != usual[0][0]:

@@ -50,8 +50,9 @@ def positions_plot(similarity: np.ndarray, *, title: str | None = None, note: st
     pixels = _picture(maps)
     height, width = pixels.shape[:2]
     told = [f"each map: the patch of that row and column with all {grid[0]} x {grid[1]} patches"]
-    if steps := [f"every {_ordinal(step)} {what}" for what, step in zip(("row", "column"), map(_step, grid)) if step > 1]:
-        told.append(f"of the maps {' and '.join(steps)} is shown")
+    steps = zip(("row", "column"), map(_step, grid))
+    if left := [f"every {_ordinal(step)} {what}" for what, step in steps if step > 1]:
+        told.append(f"of the maps {' and '.join(left)} is shown")
     if np.isnan(maps).any():
         told.append("grey: an embedding of zeros, which has no direction")
     told += [note] if note else []
