@@ -1,4 +1,7 @@
-"""Fine-tune or train an image classifier: on photos in class folders, or (without --data) on the built-in scenes."""
+"""Fine-tune or train an image classifier: on photos in class folders, or (without --data) on the built-in scenes.
+
+Several GPUs or machines share every batch: torchrun --nproc-per-node 4 train_p1.py ... (with --shard the weights too).
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,11 @@ from torch import Tensor, nn
 
 import minivl
 from minivl import programs
-from minivl.data.augment import Augment
+from minivl.data.augment import Augment, check_mixing
 from minivl.data.labels import scene_labels
 from minivl.data.splits import check_readable, same_pictures, train_and_val
 from minivl.errors import InputError, some
-from minivl.files import write_text
-from minivl.images import Photo
+from minivl.images import Photo, Preprocessing
 from minivl.models.clip import CLIP
 from minivl.models.presets import PRESETS
 from minivl.models.vit import ViT
@@ -33,7 +35,10 @@ from minivl.train.optim import OPTIMIZERS, SCHEDULES
 from minivl.train.plan import Plan
 from minivl.train.run import Run, read_history
 
+Say = Callable[[dict[str, Any], str], None]  # report a result, as JSON or text, from the first process alone
 HERE = Path(__file__).resolve().parent
+SKIPPED = "skipped.txt"
+SMALL = "scenes_patch8_96"  # the model that is trained where none is named
 VAL_START = 10_000_000  # validation scenes are numbered from here, so that no training scene is among them
 
 
@@ -48,7 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     data.add_argument("--scenes", type=int, default=4000, help="training scenes, without --data")
     data.add_argument("--val-scenes", type=int, default=500, help="validation scenes, without --data")
     model = parser.add_argument_group("model")
-    model.add_argument("--model", default="scenes_patch8_96", help="a preset (of --init FILE: what it is)")
+    model.add_argument("--model", help=f"a preset (without it: what --init says it is, or {SMALL})")
     model.add_argument("--init", default="none", help="weights to start from: a file, a hub id, or none for random")
     model.add_argument("--image-size", type=int, help="side, if not the model's own")
     model.add_argument("--fit", choices=("crop", "squash"), help="crop keeps the aspect, squash shows all "
@@ -92,45 +97,65 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     augment.add_argument("--cutmix", type=float, default=0.0, help="alpha of its beta distribution; 0 = off")
     augment.add_argument("--smoothing", type=float, default=0.0, help="label smoothing")
     run = parser.add_argument_group("run")
-    run.add_argument("--out", type=Path, required=True, help="folder of the run")
+    run.add_argument("--out", type=run_folder, required=True, help="folder of the run")
     run.add_argument("--resume", action="store_true", help="continue the run in --out")
     run.add_argument("--shard", action="store_true", help="with torchrun: each process keeps a part of the weights")
     parser.add_common(precision="auto")
     programs.recipe_defaults(parser, argv, HERE / "recipes", "train_p1")
     args = parser.parse_args(argv)
     programs.check_common(args)
-    for name in ("scenes", "val_scenes", "batch_size", "accumulate"):
-        if getattr(args, name) < 1:
+    for name in ("scenes", "val_scenes", "batch_size", "accumulate", "image_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give 1 or more")
-    if not str(args.out):
-        raise InputError("--out: name a folder")
+    if args.val_fraction is not None and not args.data:
+        raise InputError("--val-fraction splits the pictures of --data, which is not given")
+    if args.shard and (args.sam_local or probing(args)):
+        raise InputError("--shard: with --sam-local no process has gradients of its own, and a head alone "
+                         "(--freeze encoder, nothing augmented) has nothing to share out; leave one of the two out")
     return args
+
+
+def run_folder(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("name a folder")
+    return Path(text)
 
 
 # -- 2. build ------------------------------------------------------------------------------------------------
 
-def build_model(args: argparse.Namespace, names: Sequence[str]) -> ViT:
-    """The classifier to train, with a head for these classes."""
+def build_model(args: argparse.Namespace) -> ViT:
+    """The model to start from, its head still as it was."""
     torch.manual_seed(args.seed)
     if args.init == "none":
-        loaded = minivl.create(args.model)
+        loaded = minivl.create(args.model or SMALL)
     else:
-        default = args.model == "scenes_patch8_96"
-        loaded = minivl.load(args.init, name=None if default else args.model).float()
+        loaded = minivl.load(args.init, name=args.model).float()
     model = loaded.visual if isinstance(loaded, CLIP) else loaded
     if not isinstance(model, ViT):
-        raise InputError("is a captioner: a ViT, or a CLIP for its image tower, is needed", source=args.init)
+        raise InputError("is a captioner: a ViT, or a CLIP for its image tower, is needed",
+                         source=args.model if args.init == "none" else args.init)
     model.site = "encoder"
     if model.preprocessing is None:
         raise InputError("its preprocessing is unknown: say with --model which preset it is", source=args.init)
     if args.fit:
         model.preprocessing = replace(model.preprocessing, mode=args.fit)
-    if args.image_size:
+    if args.image_size is not None:
         model.resize(args.image_size)
+    return model
+
+
+def classifier(args: argparse.Namespace, model: ViT, names: Sequence[str], say: Say) -> ViT:
+    """The same with a head for these classes: its own where it has them already."""
+    assert model.preprocessing is not None
+    had = model.config.num_classes
     kept = model.config.num_classes == len(names) and model.class_names in (None, tuple(names))
     if not kept or args.reinit_head or not model.config.head_bias:
+        torch.manual_seed(args.seed)
         model.config = replace(model.config, head_bias=True)
         model.replace_head(len(names))
+        if args.init != "none":
+            say({"new_head": len(names), "old_head": had}, f"a new head of {len(names)} classes"
+                + (f" in place of the one of {had}" if had else ""))
     config = replace(model.config, drop_path=args.drop_path)
     state, preprocessing = model.state_dict(), model.preprocessing
     with torch.device("meta"):  # the same weights in a model that drops paths
@@ -156,39 +181,44 @@ class Data(NamedTuple):
     val_labels: Sequence[int]
     names: tuple[str, ...]
     told: Any  # what a resumed run must find again
+    ids: tuple[int, ...] | None = None  # numbers that an id2label.json gives the classes
     skipped: tuple[str, ...] = ()
 
 
-def load_data(args: argparse.Namespace) -> Data:
+def load_data(args: argparse.Namespace, preprocessing: Preprocessing, say: Say) -> Data:
     """The pictures; those that cannot be used are found before training, and listed."""
     if not args.data:
-        size = PRESETS["scenes_patch8_96"].config.image_size[0]  # type: ignore[union-attr]
+        size = PRESETS[SMALL].config.image_size[0]  # type: ignore[union-attr]
         train = scene_labels(args.scenes, seed=args.seed, size=size, progress=programs.progress)
         val = scene_labels(args.val_scenes, start=VAL_START, seed=args.seed, size=size, progress=programs.progress)
         return Data(train.images, train.labels, val.images, val.labels, train.names, [args.scenes, args.val_scenes])
     sets, skipped = [], []
     for one in train_and_val(args.data, val_fraction=args.val_fraction, seed=args.seed):
-        good, broken = check_readable(one, programs.progress, every_class=not sets)
+        good, broken = check_readable(one, programs.progress, preprocessing=preprocessing, every_class=not sets)
         sets.append(good)
         skipped += [*one.skipped, *broken]
     photos, val_photos = sets
     twice = same_pictures(photos, val_photos)
     if twice:
-        programs.report(args, {"in_both": len(twice)}, f"{len(twice)} validation pictures are training pictures, byte "
+        say({"in_both": len(twice)}, f"{len(twice)} validation pictures are training pictures, byte "
                         f"for byte, such as {twice[0][1]} and {twice[0][0]}: scores will look too good")
     if skipped:
-        programs.report(args, {"skipped": len(skipped)}, f"{len(skipped)} files are left out, such as {skipped[0]}")
+        say({"skipped": len(skipped)}, f"{len(skipped)} files are left out, such as {skipped[0]}")
     told = [[str(file.name) for file in one.files] + list(one.labels) for one in sets]
     return Data(photos.files, photos.labels, val_photos.files, val_photos.labels, photos.names, told,
-                tuple(map(str, skipped)))
+                photos.ids, tuple(map(str, skipped)))
 
 
-def build_task(args: argparse.Namespace, model: ViT, data: Data, group: Processes) -> ClassifyTask:
-    """Batches, loss and scores."""
-    assert model.preprocessing is not None
-    augment = Augment(model.preprocessing, seed=args.seed, flip=args.flip, auto=args.auto, magnitude=args.magnitude,
+def build_augment(args: argparse.Namespace, preprocessing: Preprocessing) -> Augment:
+    """How training pictures become tensors."""
+    check_mixing(args.mixup, args.cutmix, 1.0)
+    return Augment(preprocessing, seed=args.seed, flip=args.flip, auto=args.auto, magnitude=args.magnitude,
                       color=args.color, erase=args.erase,
                       crop_scale=None if args.crop_scale is None else (args.crop_scale, 1.0))
+
+
+def build_task(args: argparse.Namespace, model: ViT, data: Data, augment: Augment, group: Processes) -> ClassifyTask:
+    """Batches, loss and scores."""
     photos: Sequence[Photo] | Tensor = data.photos
     val_photos: Sequence[Photo] | Tensor = data.val_photos
     stored = probing(args)
@@ -196,6 +226,8 @@ def build_task(args: argparse.Namespace, model: ViT, data: Data, group: Processe
         photos, val_photos = (pooled_features(model, part, workers=args.workers, precision=args.precision,
                                               progress=programs.progress) for part in (photos, val_photos))
     about = {"data": args.data or "scenes", "program": "train_p1.py", "model": args.model, "init": args.init}
+    if data.ids is not None:
+        about["id2label"] = dict(zip(map(str, data.ids), data.names))
     return ClassifyTask(
         model, photos, data.labels, val_photos, data.val_labels, augment=None if stored else augment,
         batch_size=args.batch_size, accumulate=args.accumulate, smoothing=args.smoothing, mixup=args.mixup,
@@ -228,27 +260,31 @@ def main(argv: Sequence[str] | None) -> None:
                     factor=args.factor, period=args.period, layer_decay=args.layer_decay, sam=args.sam,
                     sam_adaptive=args.sam_adaptive, sam_local=args.sam_local, time_limit=args.time_limit)
         run = Run(args.out)
-        if group.first:
-            run.check(args.resume)
-        group.wait()
+        group.first_then_all(lambda: run.check(args.resume), lambda: None)
         train(args, plan, group, device)
 
 
 def train(args: argparse.Namespace, plan: Plan, group: Processes, device: torch.device) -> None:
     """From data to the best weights."""
-    data = load_data(args)
-    model = build_model(args, data.names).to(device)
-    task = build_task(args, model, data, group)
-    if group.first:
-        report_start(args, model, data)
+    def say(values: dict[str, Any], text: str) -> None:
+        if group.first:
+            programs.report(args, values, text)
+
+    model = build_model(args)
+    assert model.preprocessing is not None
+    augment = build_augment(args, model.preprocessing)
+    data = load_data(args, model.preprocessing, say)
+    model = classifier(args, model, data.names, say).to(device)
+    task = build_task(args, model, data, augment, group)
+    report_start(model, data, say)
     board = tensorboard(args.out) if group.first else None
+    files = {SKIPPED: "".join(f"{line}\n" for line in data.skipped)} if data.skipped else None
     for row in fit(model, task, plan, out=args.out, settings=settings_of(args, data.told), resume=args.resume,
-                   processes=group, wrap=wrapper(args), progress=programs.progress if group.first else None):
+                   processes=group, wrap=wrapper(args), files=files,
+                   progress=programs.progress if group.first else None):
         if not group.first:
             continue
-        if data.skipped:
-            write_text(args.out / "skipped.txt", "\n".join(data.skipped) + "\n")
-        programs.report(args, row, f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}  validation loss "
+        say(row, f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}  validation loss "
                         f"{row['val_loss']:.3f}  top-1 {row['top1']:.4f}  top-5 {row['top5']:.4f}  "
                         f"{row['seconds']:.0f} s")
         plot_history(args.out, read_history(args.out))
@@ -277,23 +313,26 @@ def tensorboard(folder: Path) -> Callable[[Mapping[str, Any]], None] | None:
     if importlib.util.find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter
+    writer: list[Any] = []
 
     def write(row: Mapping[str, Any]) -> None:
-        with SummaryWriter(str(folder)) as writer:
-            for name, value in row.items():
-                if name not in ("epoch", "step"):
-                    writer.add_scalar(name, value, row["step"])
+        if not writer:  # it makes the folder
+            writer.append(SummaryWriter(str(folder), purge_step=row["step"]))
+        for name, value in row.items():
+            if name not in ("epoch", "step"):
+                writer[0].add_scalar(name, value, row["step"])
+        writer[0].flush()
 
     return write
 
 
-def report_start(args: argparse.Namespace, model: ViT, data: Data) -> None:
+def report_start(model: ViT, data: Data, say: Say) -> None:
     """Say what is about to be trained."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    programs.report(args, {"images": len(data.labels), "val_images": len(data.val_labels), "classes": len(data.names),
-                           "trained_parameters": trained},
-                    f"{len(data.labels)} training and {len(data.val_labels)} validation pictures of {len(data.names)} "
-                    f"classes ({some(data.names, 5)}), {trained / 1e6:.2f} M trained parameters")
+    say({"images": len(data.labels), "val_images": len(data.val_labels), "classes": len(data.names),
+         "trained_parameters": trained},
+        f"{len(data.labels)} training and {len(data.val_labels)} validation pictures of {len(data.names)} classes "
+        f"({some(data.names, 5)}), {trained / 1e6:.2f} M trained parameters")
 
 
 def finish(args: argparse.Namespace, val_pictures: int) -> None:

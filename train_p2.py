@@ -259,7 +259,8 @@ def finish(args: argparse.Namespace, run: Run, val_pictures: int) -> None:
     assert isinstance(captioner, Captioner)
     if not args.images:
         if "look" not in captioner.notes:
-            scenes = list(Scenes(min(LOOK_SCENES, args.scenes), size=captioner.config.encoder.image_size[0]))
+            assert captioner.preprocessing is not None  # it was trained by it
+            scenes = list(Scenes(min(LOOK_SCENES, args.scenes), size=captioner.preprocessing.size[0]))
             if look := choose_look(captioner, scenes, args.beams, progress=programs.progress):
                 captioner.notes["look"] = look
                 minivl.save(captioner, best)

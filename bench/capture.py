@@ -21,6 +21,7 @@ import torch
 import minivl
 from minivl.errors import some
 from minivl.models.presets import PRESETS
+from minivl.models.vit import ViT
 
 COST_LIMIT, BYTES_LIMIT = 0.03, 1_000_000
 
@@ -70,6 +71,7 @@ def measure(args: argparse.Namespace) -> dict[str, float | str | int]:
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
     model = minivl.create(args.model).to(device).eval()
+    assert isinstance(model, ViT)
     images = torch.randn(args.batch, model.config.in_channels, *model.config.image_size, device=device)
     with torch.inference_mode():
         interleaved(model, images, repeats=5)  # warm up

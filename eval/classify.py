@@ -244,7 +244,7 @@ def print_scores(args: argparse.Namespace, found: Predictions, labels: Sequence[
              f"mean per class  {told['mean_per_class']:.4f}  ({told['classes']} of {len(classes.ids)} classes occur)"]
     if pairs:
         lines.append("most frequent confusions (photos: class -> taken for)")
-        lines += [f"{pair.count:5d}: {pair.true} -> {pair.predicted}" for pair in pairs]
+        lines += [f"{pair.photos:5d}: {pair.true} -> {pair.predicted}" for pair in pairs]
     programs.report(args, {**told, "confusions": [pair._asdict() for pair in pairs]}, "\n".join(lines))
 
 

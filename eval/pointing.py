@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None) -> None:
     if not isinstance(captioner, Captioner) or captioner.tokenizer is None:
         raise InputError("is no captioner with a tokenizer", source=args.weights)
     look = noted_look(captioner, args.weights)
-    size = captioner.config.encoder.image_size[0]
+    if captioner.preprocessing is None:
+        raise InputError("its preprocessing is unknown, so it cannot be shown scenes", source=args.weights)
+    size = captioner.preprocessing.size[0]
     drawn = Scenes(args.scenes, start=TEST_START, seed=args.seed, size=size)
     scenes = list(programs.progress(drawn, total=len(drawn), desc="drawing scenes"))
     with autocast(device, programs.precision_of(args.precision, device)):

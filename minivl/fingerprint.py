@@ -44,12 +44,13 @@ def probe(model: ViT | CLIP | Captioner) -> dict[str, Tensor]:
     if isinstance(model, ViT):
         return {"images": images}
     if isinstance(model, CLIP):
-        text, first, last = model.config.text, model.config.text.bos_id, model.config.text.eot_id
+        text = model.config.text
+        first, last, most = text.bos_id, text.eot_id, text.max_len
         low = min(first, last)  # no other token is the end
     else:
-        text, first, last = model.config.decoder, model.config.decoder.bos_id, model.config.decoder.eos_id
-        low = model.config.decoder.vocab_size
-    ids = torch.randint(0, max(low, 1), (2, min(LENGTH, text.max_len)), generator=generator)
+        decoder = model.config.decoder
+        first, last, most, low = decoder.bos_id, decoder.eos_id, decoder.max_len, decoder.vocab_size
+    ids = torch.randint(0, max(low, 1), (2, min(LENGTH, most)), generator=generator)
     ids[:, 0], ids[:, -1] = first, last
     return {"images": images, "ids": ids}
 
@@ -120,9 +121,9 @@ def check_fingerprint(model: ViT | CLIP | Captioner, noted: Mapping[str, Any],
         InputError: one differs by more than `TOLERANCE`, or the note is damaged.
     """
     mine = {**traits(model), "norm": norm_order(model)}
-    if wrong := [f"{name} is {mine[name]}, noted was {noted.get(name)}" for name in mine
-                 if mine[name] != noted.get(name)]:
-        raise InputError(f"is not the model that was converted: {some(wrong)}", source=source)
+    if others := [f"{name} is {mine[name]}, noted was {noted.get(name)}" for name in mine
+                  if mine[name] != noted.get(name)]:
+        raise InputError(f"is not the model that was converted: {some(others)}", source=source)
     answers = outputs(model)
     differences = {}
     try:

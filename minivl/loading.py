@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,8 @@ def create(name: str, *, num_classes: int | None = None, **overrides: Any) -> Mo
     config, preprocessing = replace(preset.config, **overrides), preset.preprocessing
     if isinstance(config, ViTConfig) and preprocessing is not None:
         preprocessing = preprocessing.resized(config.image_size)
-    return MODELS[type(config)](config, preprocessing=preprocessing)
+    make: Callable[..., Model] = MODELS[type(config)]
+    return make(config, preprocessing=preprocessing)
 
 
 # -- save ----------------------------------------------------------------------------------------------------

@@ -166,7 +166,8 @@ def test_query_key_value_biases_can_be_left_out() -> None:
 
 
 ACTS = {"relu": lambda x: x.clamp_min(0), "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
-        "quick_gelu": lambda x: x / (1 + torch.exp(-1.702 * x)), "gelu_tanh": lambda x: x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))}
+        "quick_gelu": lambda x: x / (1 + torch.exp(-1.702 * x)),
+        "gelu_tanh": lambda x: x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))}
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -80,7 +80,7 @@ def test_against_numpy() -> None:
     np.fill_diagonal(wrong, 0)
     assert {(int(true), int(guess)): count for true, guess, count in pairs} == {
         (row, column): wrong[row, column] for row, column in zip(*wrong.nonzero())}
-    assert [pair.count for pair in pairs] == sorted((pair.count for pair in pairs), reverse=True)
+    assert [pair.photos for pair in pairs] == sorted((pair.photos for pair in pairs), reverse=True)
 
 
 # -- interval ------------------------------------------------------------------------------------------------

@@ -76,8 +76,10 @@ def test_names_and_tags_of_open_clip_mean_their_own_activation_and_preprocessing
     for name in [preset for preset in CLIP_PRESETS if "/" not in preset]:
         for tag, told in open_clip.pretrained._PRETRAINED[name].items():
             file = told["url"].rpartition("/")[2]
-            for given in (f"{name}-{tag}.safetensors", f"{name}.{tag}", f"{name}_{tag}", f"{name.lower()}-{tag}.pt", file):
-                meant = clip.preset_name(given, numbers(224, 77, 49408) if given == file and tag == "openai" else {})
+            for given in (f"{name}-{tag}.safetensors", f"{name}.{tag}", f"{name}_{tag}", f"{name.lower()}-{tag}.pt",
+                          file):
+                entries = numbers(224, 77, 49408) if given == file and tag == "openai" else {}
+                meant = clip.preset_name(given, entries)
                 if given == file and meant == file:  # MetaCLIP's names say nothing
                     continue
                 preset = CLIP_PRESETS[meant]

@@ -132,7 +132,7 @@ def scored(place: Place, names: list[str], labels: list[int], capsys: pytest.Cap
     assert told["interval"] == list(bootstrap_interval(correct)) and told["classes"] == len(set(labels))
     shares = [correct[truth == one].float().mean() for one in set(labels)]
     assert told["mean_per_class"] == pytest.approx(np.mean(shares))
-    assert sum(pair["count"] for pair in told["confusions"]) == int((~correct).sum())
+    assert sum(pair["photos"] for pair in told["confusions"]) == int((~correct).sum())
     return told
 
 

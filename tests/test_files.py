@@ -285,7 +285,7 @@ def test_an_entry_that_is_wrong(tmp_path: Path, entry: object, problem: str) -> 
     ({"__metadata__": ["x"], "a": A}, 8, "'__metadata__' is no object of texts"),
     ({"__metadata__": None, "a": A}, 8, "'__metadata__' is no object of texts"),
     ({"a": A, "c": A}, 8, "'a' and 'c' overlap"),
-    ({"a": A, "b": {**B, "data_offsets": [6, 18]}}, 18, "'a' and 'b' overlap"),
+    ({"a": A, "b": {**B, "data_offsets": [7, 19]}}, 19, "'a' and 'b' overlap"),
     ({"a": A, "b": B, "c": {"dtype": "U8", "shape": [3], "data_offsets": [2, 5]}}, 20, "'a' and 'c' overlap"),
     ({"a": A, "c": {"dtype": "U8", "shape": [0], "data_offsets": [4, 4]}}, 8, "'a' and 'c' overlap"),
     ({"a": A, "b": {**B, "data_offsets": [9, 21]}}, 21, "1 bytes before 'b' belong to no tensor"),

@@ -136,7 +136,8 @@ def test_bf16(name: str) -> None:
 
 @pytest.mark.parametrize("name, weight", [
     ("vit", "vit.encoder.layer.1.intermediate.dense.weight"), ("deit", "deit.encoder.layer.2.output.dense.weight"),
-    ("dinov2", "dinov2.encoder.layer.1.mlp.fc2.weight"), ("dinov2 swiglu", "dinov2.encoder.layer.0.mlp.weights_in.weight"),
+    ("dinov2", "dinov2.encoder.layer.1.mlp.fc2.weight"),
+    ("dinov2 swiglu", "dinov2.encoder.layer.0.mlp.weights_in.weight"),
     ("dinov2 registers", "classifier.weight")])
 def test_strict(name: str, weight: str) -> None:
     theirs = random_reference(*MODELS[name])
@@ -195,6 +196,9 @@ def test_class_names_travel() -> None:
     ({"size": 224, "crop_size": 224, "do_center_crop": True, "resample": 3, "image_mean": [.4] * 3,
       "image_std": [.5] * 3}, Preprocessing((224, 224), (.4,) * 3, (.5,) * 3, 1.0, "crop", "bicubic")),
     ({"size": {"height": 256, "width": 256}, "crop_size": 224, "do_center_crop": True, "resample": 3,
+      "image_mean": [.4] * 3, "image_std": [.5] * 3},
+     Preprocessing((224, 224), (.4,) * 3, (.5,) * 3, 0.875, "squash_crop", "bicubic")),
+    ({"size": {"height": 256, "width": 200}, "crop_size": 224, "do_center_crop": True, "resample": 3,
       "image_mean": [.4] * 3, "image_std": [.5] * 3}, None),
     ({"size": 224, "do_resize": False, "image_mean": [.4] * 3, "image_std": [.5] * 3}, None),
     ({"size": 224, "resample": 5, "image_mean": [.4] * 3, "image_std": [.5] * 3}, None),

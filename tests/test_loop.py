@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from minivl.errors import InputError
 from minivl.files import read_tensors, write_tensors
 from minivl.loading import load
-from minivl.train import checkpoint, loop
+from minivl.train import checkpoint
 from minivl.train import run as run_files
 from minivl.train import step as step_module
 from minivl.train.loop import Plan, fit
@@ -440,7 +440,8 @@ def test_resuming_a_finished_run_does_nothing(whole: tuple[Path, Plan]) -> None:
 @pytest.mark.parametrize("changes", [
     {"epochs": 0}, {"lr": -1.0}, {"lr": math.nan}, {"lr": math.inf}, {"weight_decay": -0.1}, {"warmup": -1},
     {"clip": -1.0}, {"clip": math.nan}, {"ema": 1.5}, {"ema": -0.1}, {"precision": "fp8"},
-    {"optimizer": "adam"}, {"schedule": "linear"}, {"factor": 1.5}, {"period": 0}, {"layer_decay": 0 - 1}, {"sam": -0.1},
+    {"optimizer": "adam"}, {"schedule": "linear"}, {"factor": 1.5}, {"period": 0}, {"layer_decay": -1},
+    {"sam": -0.1},
     {"momentum": 1.1}, {"time_limit": -1}, {"sam_adaptive": True}, {"sam_local": True}])
 def test_plan_out_of_range(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(changes))):

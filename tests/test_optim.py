@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import tiny_run
 import torch
 from torch import nn
 
+from minivl.errors import InputError
 from minivl.models.vit import ViT, ViTConfig
-from minivl.train.optim import Ema, decay_groups, is_frozen, schedule
+from minivl.train.optim import Ema, decay_groups, is_frozen, make_optimizer, schedule
 
 
 def names(model: nn.Module, decay: float = 0.3) -> tuple[set[str], set[str]]:
@@ -177,3 +179,41 @@ def test_swap_there_and_back() -> None:
     ema.swap(model)
     assert torch.equal(model.weight, weight) and torch.equal(ema.shadow["weight"], average)
     assert model.weight.data_ptr() == pointer  # in place: the optimiser still holds these tensors
+
+
+@pytest.mark.parametrize("fields", [{}, {"dist_token": True, "registers": 2, "pre_norm": True},
+                                    {"pool": "mean", "class_token": False, "stem": (4, 6), "layer_scale": True}])
+def test_rates_by_layer(fields: dict[str, Any]) -> None:
+    """Three blocks and a decay of 1/2: 1/16 before them, 1/8, 1/4, 1/2, and 1 from the last norm on."""
+    model = ViT(ViTConfig((8, 8), (4, 4), 8, 3, 2, 12, num_classes=3, **fields))
+    for weight_decay in (0.3, 0.0):
+        groups = decay_groups(model, weight_decay, 0.5)
+        listed = [name for group in groups for name in group["names"]]
+        assert sorted(listed) == sorted(dict(model.named_parameters())) and len(set(listed)) == len(listed)
+        for group in groups:
+            for name, parameter in zip(group["names"], group["params"]):
+                assert parameter is model.get_parameter(name)
+                top, _, rest = name.partition(".")
+                wanted = {"blocks": 2.0 ** -(3 - int(rest.partition(".")[0])) if top == "blocks" else 0,
+                          "head": 1, "head_dist": 1, "norm": 1, "fc_norm": 1}.get(top, 1 / 16)
+                assert group["scale"] == wanted, name
+                assert group["weight_decay"] in (0, weight_decay)
+    assert {group["scale"] for group in decay_groups(model, 0.0)} == {1.0}
+    assert len(decay_groups(model, 0.0)) == 2
+
+
+def test_constant_and_step_schedules() -> None:
+    assert [schedule("constant", step, 9, 2) for step in range(4)] == [0.5, 1, 1, 1]
+    assert [schedule("step", step, 9, 0, factor=0.5, period=3) for step in range(9)] == [
+        1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
+    assert [schedule("step", step, 9, 4, factor=0.1, period=3) for step in range(7)] == pytest.approx(
+        [0.25, 0.5, 0.75, 1.0, 0.1, 0.1, 0.01])
+
+
+def test_optimisers_by_name() -> None:
+    model = nn.Linear(3, 2)
+    sgd = make_optimizer("sgd", decay_groups(model, 0.1), momentum=0.8)
+    assert isinstance(sgd, torch.optim.SGD) and {group["momentum"] for group in sgd.param_groups} == {0.8}
+    assert isinstance(make_optimizer("adamw", decay_groups(model, 0.1)), torch.optim.AdamW)
+    with pytest.raises(InputError, match="optimizer='lion': give one of adamw, sgd"):
+        make_optimizer("lion", decay_groups(model, 0.1))

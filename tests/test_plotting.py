@@ -277,14 +277,29 @@ def test_history_plot(tmp_path: Path) -> None:
 
 def test_history_of_several_runs_and_of_a_beginning(tmp_path: Path) -> None:
     figure = history_plot({"one": history(2, 10), "_two": history(3, 10)})
-    labels = [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels == ["one: training", "one: validation", "_two: training", "_two: validation"]
+    labels = [[text.get_text().strip() for text in legend.get_texts()]
+              for legend in (figure.axes[0].get_legend(), figure.axes[1].get_legend(), *figure.legends)]
+    assert labels == [["training (moving mean)", "validation"], ["cider_d"], ["one", "_two"]]
     colours = [line.get_color() for line in figure.axes[1].lines]
     assert len(set(colours)) == 2
+    assert [line.get_color() for line in figure.legends[0].get_lines()] == colours
     save_figure(history_plot({"begun": history(1, 3)[:1]}), tmp_path / "begun.png")  # one step, no epoch
     for runs in ({}, {"empty": []}):
         with pytest.raises(InputError, match="no rows"):
             history_plot(runs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [2, 9, 24])
+def test_the_legend_of_many_runs_covers_no_curve(count: int) -> None:
+    figure = history_plot({f"runs/{'long_name_' * (number % 30)}$a$ {number}": history(2, 10 + number)
+                           for number in range(count)})
+    figure.draw(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+    whole, legend = figure.bbox, figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.y0 >= 0 and legend.x1 <= whole.width
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert all(box is not None and box.y0 >= legend.y1 and box.height > 250 for box in boxes)
+    colours = [tuple(np.atleast_1d(line.get_color())) for line in figure.axes[1].lines]
+    assert len(set(colours)) == count
 
 
 def test_moving_mean() -> None:

@@ -117,7 +117,7 @@ def test_unknown_recipes_are_told_what_there_is(tmp_path: Path, capsys: pytest.C
 
 def test_every_recipe_of_the_repository_fits_its_program() -> None:
     import train_p1
-import train_p2
+    import train_p2
     for file in (train_p2.HERE / "recipes").glob("*.json"):
         program, other = (train_p1, train_p2) if '"train_p1"' in file.read_text() else (train_p2, train_p1)
         program.parse(["--recipe", file.stem, "--out", "nowhere"])

@@ -51,7 +51,8 @@ def test_create_save_load(tmp_path: Path) -> None:
     assert list(parameters(minivl.create)) == ["name", "*num_classes", "**overrides"]
     assert minivl.save(model, tmp_path / "m.safetensors") is None
     assert list(parameters(minivl.save))[:2] == ["model", "path"]
-    assert parameters(minivl.load) == {"source": None, "*name": None, "*num_classes": None, "*image_size": None, "*verify": False}
+    assert parameters(minivl.load) \
+        == {"source": None, "*name": None, "*num_classes": None, "*image_size": None, "*verify": False}
     loaded = minivl.load(tmp_path / "m.safetensors", num_classes=None, verify=True)
     assert not loaded.training
     assert all(map(torch.equal, model.state_dict().values(), loaded.state_dict().values()))

@@ -309,6 +309,10 @@ def test_the_name_of_a_preset_wins_over_a_description_published_under_another() 
                           ("timm/vit_base_patch16_clip_224.openai", "gelu"), ("model.safetensors", "gelu")):
             done = minivl.loading.convert(state, name=name, description=beside)
             assert done.model.config.act == act and done.model.config.eps == 1e-5
+        theirs = timm.create_model("vit_small_patch14_dinov2")
+        state, beside = theirs.state_dict(), hub_config(theirs)
+        for name, rule in (("dinov2_vits14", "dinov2"), ("timm/vit_small_patch14_dinov2.lvd142m", "timm")):
+            assert minivl.loading.convert(state, name=name, description=beside).model.config.resize == rule
 
 
 @pytest.mark.parametrize("arguments, field, value", [

@@ -386,7 +386,8 @@ MAKER = b"ctorch._utils\n_rebuild_tensor_v2\n"
     (b"X\xff\xff\xff\xff", "damaged pickle (ValueError"),
     (b"\x8b" + struct.pack("<I", 2 ** 31 - 1), "damaged pickle (ValueError"),
     (b"X\1\0\0\0\xff", "pickle (UnicodeDecodeError"),
-    (b"\xfe", "damaged pickle (ValueError"), (b"", "damaged"), (b"\x87", "damaged"), (b"t", "damaged"),
+    (b"\xfe", "damaged pickle (ValueError"), (b"", "damaged"), (b"\x87", "damaged"),
+    (b"N(N\x86", "takes a value where there is none"), (b"t", "damaged"),
 ])
 def test_pickles_that_torch_does_not_write(tmp_path: Path, value: bytes, problem: str) -> None:
     line = refused(archive(tmp_path / "a.pt", module(("weight", tensor()), ("x", value))))

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 import minivl
 from minivl.fingerprint import TOLERANCE, check_fingerprint, fingerprint, outputs, probe, traits
 from minivl.models.vit import ViT
-from weights import convert, show
+from weights import convert
 from weights import list as listing
+from weights import show
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
        "image_size": 32, "patch_size": 8, "num_labels": 3}
@@ -87,7 +88,8 @@ def test_every_kind_of_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         result = told(capsys, source, out)
         assert result["preset"] == "deit_tiny_patch16_224" and result["fingerprint"].startswith("timm ")
         results.append(minivl.load(out, verify=True).state_dict())
-    assert all(torch.equal(first, other) for one in results[1:] for first, other in zip(results[0].values(), one.values()))
+    for one in results[1:]:
+        assert all(map(torch.equal, results[0].values(), one.values()))
 
 
 def test_a_description_beside_a_bare_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +204,7 @@ def test_nothing_is_written_when_something_is_wrong(folder: Path, tmp_path: Path
     refuse("no such file", tmp_path / "nothing.pth")
     refuse("no JSON object", config=_json(tmp_path / "list.json", []))
     refuse("is not JSON", config=_text(tmp_path / "bad.json", "{"))
-    refuse("contradict|the tensors say", config=_json(tmp_path / "c.json", {"model_type": "vit", **VIT, "hidden_size": 64}))
+    refuse("the tensors say", config=_json(tmp_path / "c.json", {"model_type": "vit", **VIT, "hidden_size": 64}))
     save_file({**state, "extra": torch.zeros(2)}, folder / "model.safetensors")
     refuse("1 unexpected: extra")
     save_file({key: value for key, value in state.items() if key != "vit.layernorm.bias"}, folder / "model.safetensors")
@@ -253,7 +255,8 @@ def test_show(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "not written by minivl.save" in capsys.readouterr().out
 
 
-def test_list(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+              capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("MINIVL_WEIGHTS", str(tmp_path / "named"))
     convert.convert_file(folder, tmp_path / "named" / "pets.v1.safetensors")
     shutil.copy(folder / "model.safetensors", tmp_path / "named" / "foreign.safetensors")

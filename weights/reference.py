@@ -75,11 +75,11 @@ def _timm(state: State, done: Conversion, description: Description | None, given
     name = str((description or {}).get("architecture", done.preset or "")).split(".")[0]
     if not timm.is_model(name):
         return None
-    config = done.model.config
+    config: Any = done.model.config
     model = timm.create_model(name, num_classes=config.num_classes, img_size=config.image_size,
                               **dict((description or {}).get("model_args") or {})).eval()
-    kept = {key: tensor for key, tensor in state.items() if key not in done.receipt.dropped}
-    model.load_state_dict(kept, strict=True)
+    filter_ = importlib.import_module("timm.models.vision_transformer").checkpoint_filter_fn
+    model.load_state_dict(filter_(dict(state), model), strict=True)  # it takes facebook's names, too
     tokens = model.forward_features(given["images"])
     return model, {"tokens": tokens, "logits": model.forward_head(tokens)}
 
@@ -88,7 +88,7 @@ def _lukemelas(state: State, done: Conversion, description: Description | None, 
     library = importlib.import_module("pytorch_pretrained_vit")
     if done.preset is None:
         return None
-    config = done.model.config
+    config: Any = done.model.config
     model = library.ViT(done.preset, image_size=config.image_size, num_classes=config.num_classes).eval()
     kept = {key: tensor for key, tensor in state.items() if key not in done.receipt.dropped}
     model.load_state_dict(kept, strict=True)
@@ -101,8 +101,8 @@ def _transformers(state: State, done: Conversion, description: Description | Non
         return None
     kind = getattr(library, description["architectures"][0])
     config = kind.config_class.from_dict(dict(description))
-    model: nn.Module = kind.from_pretrained(None, config=config, state_dict=dict(state),
-                                            attn_implementation="eager").eval()
+    model: Any = kind.from_pretrained(None, config=config, state_dict=dict(state),
+                                      attn_implementation="eager").eval()
     images = given["images"]
     if done.family == "hf_clip":
         mask = torch.ones_like(given["ids"])
@@ -118,20 +118,22 @@ def _transformers(state: State, done: Conversion, description: Description | Non
     options = {} if done.family == "hf_dinov2" else {"interpolate_pos_encoding": True}
     inner = next((getattr(model, name) for name in ("vit", "deit", "dinov2", "dinov2_with_registers")
                   if hasattr(model, name)), model)
-    found: Answers = {"tokens": inner(images, **options).last_hidden_state}
+    answered: Answers = {"tokens": inner(images, **options).last_hidden_state}
     if inner is not model:
-        found["logits"] = model(images, **options).logits
-    return model, found
+        answered["logits"] = model(images, **options).logits
+    return model, answered
 
 
 def _open_clip(state: State, done: Conversion, description: Description | None, given: State) -> Found | None:
     library = importlib.import_module("open_clip")
+    kept = {key: tensor for key, tensor in state.items() if key not in done.receipt.dropped}
     if "input_resolution" in state:
         build = importlib.import_module("open_clip.model").build_model_from_openai_state_dict
-        model = build(dict(state), cast_dtype=torch.float32).eval()
+        entries = {key: state[key] for key in ("input_resolution", "context_length", "vocab_size") if key in state}
+        model = build({**kept, **entries}, cast_dtype=torch.float32).eval()
     elif done.preset in library.list_models():
         model = library.create_model(done.preset).eval()
-        model.load_state_dict(dict(state), strict=True)
+        model.load_state_dict(kept, strict=True)
     else:
         return None
     model.float()
@@ -139,7 +141,7 @@ def _open_clip(state: State, done: Conversion, description: Description | None, 
     return model, {"image": image, "text": text}
 
 
-def _whole(ids: Tensor, model: nn.Module) -> Tensor:
+def _whole(ids: Tensor, model: Any) -> Tensor:
     """ids (B, T) padded to the text positions of a model that takes no fewer."""
     return nn.functional.pad(ids, (0, model.context_length - ids.shape[1]))
 

@@ -139,7 +139,7 @@ def _unwrapped(value: Any, entry: str | None, notes: list[str], file: Path) -> t
             chosen = "teacher"
             notes.append("of teacher and student the teacher, which is what DINO publishes")
         elif there:
-            raise InputError(f"holds several models ({', '.join(there)}): say which by entry=", source=file)
+            raise InputError(f"holds several models ({', '.join(there)}): say which by --entry (entry=)", source=file)
         else:
             return value, taken
         others = [name for name in value if name != chosen]
@@ -172,7 +172,7 @@ def _tensors(value: Mapping[Any, Any], notes: list[str], file: Path) -> dict[str
     tensors = {name: one for name, one in value.items() if isinstance(one, Tensor)}
     left = [name for name in value if name not in tensors]
     if nested := [name for name in left if _holds(value[name], object)]:
-        known = f"; tensors are looked for in {', '.join(WRAPPERS)}, others are named by entry=" if not tensors else ""
+        known = f"; tensors are looked for in {', '.join(WRAPPERS)}, others are named by --entry (entry=)" if not tensors else ""
         raise InputError(f"its entries {some(nested)} are no tensors but hold some{known}", source=file)
     if left:
         notes.append(f"left out, because they hold no tensors: {some(left, 20)}")

@@ -1,5 +1,4 @@
-"""Foreign state dicts to ours: one key table per family.
+"""Foreign state dicts to ours: one module per family, with its key table and what its tensors and files tell.
 
-A family module has ``recognises(names)``, ``fields(state)`` (what the tensors tell of the config) and
-``TABLE`` (its keys in our names). The models know nothing of this package.
+What such a module may hold is written at `family.Family`. The models know nothing of this package.
 """

@@ -14,6 +14,7 @@ from .described import Described
 from .table import Rule, drop, renamed, under
 
 KIND = "captioner"
+ADDED = {"[DEC]": 30522, "[ENC]": 30523}  # BLIP's own, behind BERT's word pieces
 NEEDED = ("encoder.num_heads", "encoder.act", "encoder.eps", "decoder.num_heads", "decoder.act", "decoder.eps",
           "decoder.bos_id", "decoder.eos_id", "decoder.pad_id", "decoder.tied")
 FIXED: dict[str, Any] = {

@@ -17,18 +17,18 @@ from ..models.grid import PREPROCESSING
 from .described import Described
 from .table import Rule, renamed
 
-__all__ = ["FIXED", "KIND", "NEEDED", "PREPROCESSING", "describe", "fields", "recognises", "table"]
+__all__ = ["FIXED", "KIND", "NEEDED", "PREPROCESSING", "COMMON", "describe", "fields", "recognises", "table"]
 
 KIND = "captioner"
 NEEDED: tuple[str, ...] = ()
 FIXED: dict[str, Any] = {
     "project": False,
-    "encoder.num_heads": 8, "encoder.act": "relu", "encoder.eps": 1e-5,
-    "decoder.num_heads": 8, "decoder.act": "relu", "decoder.eps": 1e-5,
+    "encoder.act": "relu", "encoder.eps": 1e-5, "decoder.act": "relu", "decoder.eps": 1e-5,
     "decoder.norm": "pre", "decoder.positions": "learned", "decoder.scaled": False, "decoder.query_pos": True,
     "decoder.embed_norm": True, "decoder.embed_eps": 1e-12, "decoder.head": "mlp", "decoder.tied": False,
     "decoder.pad_id": 0, "decoder.bos_id": 101, "decoder.eos_id": 102,  # [PAD], [CLS] and [SEP] of BERT
 }
+COMMON: dict[str, Any] = {"encoder.num_heads": 8, "decoder.num_heads": 8}  # of every published one
 
 
 def _attention(source: str, target: str) -> tuple[Rule, ...]:

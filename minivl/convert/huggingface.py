@@ -116,7 +116,9 @@ def preprocessing(config: Mapping[str, Any]) -> dict[str, Any] | None:
     mean, std = config.get("image_mean"), config.get("image_std")
     interpolation = RESAMPLING.get(config.get("resample", 2))
     crops = bool(config.get("do_center_crop"))
-    short = size.get("shortest_edge") if isinstance(size, Mapping) else size if crops else None
+    sides = _sides(size) if isinstance(size, Mapping) else None  # before the crop: squashed to these, if square
+    squashed = crops and sides is not None and sides[0] == sides[1]
+    short = sides[0] if squashed and sides else size.get("shortest_edge") if isinstance(size, Mapping) else size
     whole = _sides(crop if crops else size)
     unusual = [f"{key}={config[key]!r}" for key, usual in (("do_resize", True), ("do_rescale", True),
                                                            ("do_normalize", True)) if config.get(key, usual) != usual]
@@ -124,13 +126,13 @@ def preprocessing(config: Mapping[str, Any]) -> dict[str, Any] | None:
         log.info("preprocessor_config.json is left aside: %s", some(unusual) or f"size={size!r}, crop_size={crop!r}, "
                  f"resample={config.get('resample')!r} cannot be expressed here")
         return None
-    if not crops:
+    if not crops or short is None:
         return {"size": whole, "mean": mean, "std": std, "crop_pct": 1.0, "mode": "squash",
                 "interpolation": interpolation}
     share = whole[0] / short
     while math.floor(whole[0] / share) < short:  # a rounded quotient must not cost a pixel
         share = math.nextafter(share, 0)
-    return {"size": whole, "mean": mean, "std": std, "crop_pct": share, "mode": "crop",
+    return {"size": whole, "mean": mean, "std": std, "crop_pct": share, "mode": "squash_crop" if squashed else "crop",
             "interpolation": interpolation}
 
 

@@ -15,11 +15,11 @@ from .bootstrap import percentiles, resampled
 
 
 class Confusion(NamedTuple):
-    """A mistake that was made `count` times: `true` was taken for `predicted`."""
+    """A mistake: that many photos of class `true` were taken for `predicted`."""
 
     true: str
     predicted: str
-    count: int
+    photos: int
 
 
 def top_k(logits: Tensor, labels: Tensor, k: int) -> Tensor:

@@ -30,8 +30,8 @@ _DEITS = {
     "facebook/deit-base-distilled-patch16-224": ("base", 224, 1000),
     "facebook/deit-base-distilled-patch16-384": ("base", 384, 1000),
 }
-# hub id: width, depth, num_heads, mlp_dim, gated MLP, registers, classes
-_DINOV2S = {
+# hub id: width, depth, num_heads, mlp_dim, kind of MLP, registers, classes
+_DINOV2S: dict[str, tuple[int, int, int, int, str, int, int]] = {
     "facebook/dinov2-small": (384, 12, 6, 1536, "mlp", 0, 0),
     "facebook/dinov2-base": (768, 12, 12, 3072, "mlp", 0, 0),
     "facebook/dinov2-large": (1024, 24, 16, 4096, "mlp", 0, 0),
@@ -60,15 +60,16 @@ HF_PRESETS: dict[str, Preset] = {
 HF_PRESETS |= {
     id: Preset(ViTConfig((side, side), (16, 16), *SIZES[size], num_classes=classes, dist_token=True, eps=1e-12,
                          resize="hf"),
-               # its own processor squashes to 256 (438) pixels before the crop, which this one does not
-               Preprocessing((side, side), IMAGENET_MEAN, IMAGENET_STD, crop_pct=0.875), ("hf_vit",), id)
+               Preprocessing((side, side), IMAGENET_MEAN, IMAGENET_STD, crop_pct=0.875, mode="squash_crop"),
+               ("hf_vit",), id)
     for id, (size, side, classes) in _DEITS.items()
 }
 # trained at 518 pixels, which is what their tables are for; their processor gives 224, and they are resized
 HF_PRESETS |= {
-    id: Preset(ViTConfig((518, 518), (14, 14), *sizes, num_classes=classes, mlp=mlp, registers=registers,
+    id: Preset(ViTConfig((518, 518), (14, 14), width, depth, heads, mlp_dim, num_classes=classes, mlp=mlp,
+                         registers=registers,
                          pos_prefix=not registers, layer_scale=True, resize="timm" if registers else "hf",
                          pool="class+mean" if classes else "class"),
                Preprocessing((518, 518), IMAGENET_MEAN, IMAGENET_STD, crop_pct=0.875), ("hf_dinov2",), id)
-    for id, (*sizes, mlp, registers, classes) in _DINOV2S.items()
+    for id, (width, depth, heads, mlp_dim, mlp, registers, classes) in _DINOV2S.items()
 }

@@ -17,7 +17,6 @@ from ..nn.embed import ConvStem, PatchEmbed
 from ..nn.positions import RULES, resize_positions
 from ..nn.record import AttnRecord, Site, filling, want
 
-
 POOLS = ("class", "mean", "class+mean")
 
 
@@ -250,7 +249,8 @@ class ViT(nn.Module):
         Raises:
             InputError: it is not a whole number of patches.
         """
-        config = replace(self.config, image_size=image_size)
+        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+        config = replace(self.config, image_size=sides)
         n_prefix = config.n_prefix if config.pos_prefix else 0
         table = resize_positions(self.pos_embed.detach(), self.config.grid, config.grid, n_prefix=n_prefix,
                                  rule=config.resize)

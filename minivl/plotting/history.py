@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 
 from ..errors import InputError
-from .figure import new_figure, save_figure
+from .figure import leading, new_figure, save_figure, text_width, wrap
 
 Rows = Sequence[Mapping[str, Any]]
 
 NO_SCORES = ("epoch", "step", "train_loss", "seconds", "lr")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito 2008
 MARKERS = "osD^vPX*"
+WIDTH, SMALL = 1240, 9  # pixels of a figure of two panels, points of legends
 
 
 def history_plot(runs: Mapping[str, Rows]) -> Figure:
@@ -32,7 +36,8 @@ def history_plot(runs: Mapping[str, Rows]) -> Figure:
 
     Returns:
         The figure: loss of every step (thin) and its moving mean, validation loss per epoch; and
-        scores per epoch on a second axes, where there are any.
+        scores per epoch on a second axes, where there are any. Colours are runs, where there are several; a legend
+        under the panels tells which.
 
     Raises:
         InputError: no runs, or a run without a single row.
@@ -43,17 +48,19 @@ def history_plot(runs: Mapping[str, Rows]) -> Figure:
                          source=empty[0] if empty else None)
     scores = list(dict.fromkeys(name for rows in runs.values() for name in _names(rows)
                                 if not name.endswith("_loss")))
-    figure = new_figure(480, 1240 if scores else 680, layout="constrained")
+    named = ["\n".join(wrap(run, WIDTH - 80, SMALL)) for run in runs] if len(runs) > 1 else []
+    columns = max(1, int((WIDTH - 40) // (max(map(_width, named), default=0) + 60)))
+    lines = sum(max(name.count("\n") + 1 for name in named[first:first + columns])
+                for first in range(0, len(named), columns))
+    figure = new_figure(480 + lines * leading(SMALL), WIDTH if scores or named else 680, layout="constrained")
     panels = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
-    for number, (run, rows) in enumerate(runs.items()):
-        # matplotlib hides from legends what begins with an underscore
-        prefix = f"{' ' * run.startswith('_')}{run}: " if len(runs) > 1 else ""
-        _losses(panels[0], rows, COLOURS[number % len(COLOURS)], prefix)
+    colours = COLOURS if len(runs) <= len(COLOURS) else colormaps["turbo"](np.linspace(0.05, 0.95, len(runs)))
+    for colour, rows in zip(colours, runs.values()):
+        _losses(panels[0], rows, colour, exact=len(runs) == 1)
         for place, name in enumerate(scores):
             steps, values = _series([row for row in rows if "epoch" in row], name)
             if len(steps):
-                shade = number if len(runs) > 1 else place
-                panels[1].plot(steps, values, color=COLOURS[shade % len(COLOURS)], label=prefix + name,
+                panels[1].plot(steps, values, color=colour if named else COLOURS[place % len(COLOURS)], label=name,
                                marker=MARKERS[place % len(MARKERS)], markersize=5)
     panels[0].set_ylabel("loss")
     if scores:
@@ -62,10 +69,12 @@ def history_plot(runs: Mapping[str, Rows]) -> Figure:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            for text in axes.legend(frameon=False, fontsize=9).get_texts():
-                text.set_parse_math(False)
-    if len(runs) == 1:
+        _legend(axes, plain=len(runs) > 1)
+    if named:
+        handles = [Line2D([], [], color=colour, linewidth=3) for colour in colours[:len(named)]]
+        _as_written(figure.legend(handles, [f"{' ' * name.startswith('_')}{name}" for name in named], frameon=False,
+                                  fontsize=SMALL, loc="outside lower center", ncols=columns))
+    else:
         figure.suptitle(next(iter(runs)), parse_math=False)
     return figure
 
@@ -96,17 +105,41 @@ def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[end] - sums[first]) / (end - first)
 
 
-def _losses(axes: Axes, rows: Rows, colour: str, prefix: str) -> None:
+def _losses(axes: Axes, rows: Rows, colour: Any, exact: bool) -> None:
+    """The curves of a run; exact: how many steps the moving mean is of, which runs may differ in."""
     steps, losses = _series([row for row in rows if "epoch" not in row], "loss")
     if len(steps):
         axes.plot(steps, losses, color=colour, linewidth=0.5, alpha=0.35)
         window = max(1, len(losses) // 40)
+        mean = f"mean of {window} steps" if exact else "moving mean"
         axes.plot(steps, moving_mean(losses, window), color=colour, linewidth=1.6,
-                  label=f"{prefix}training" + (f" (mean of {window} steps)" if window > 1 else ""))
+                  label="training" + (f" ({mean})" if window > 1 or not exact else ""))
     for name in [name for name in _names(rows) if name.endswith("_loss")]:
         steps, losses = _series([row for row in rows if "epoch" in row], name)
         axes.plot(steps, losses, color=colour, linestyle="--", marker="o", markersize=4,
-                  label=prefix + {"val_loss": "validation"}.get(name, name))
+                  label={"val_loss": "validation"}.get(name, name))
+
+
+def _legend(axes: Axes, plain: bool) -> None:
+    """What the curves are, each once; plain: in grey, where the colours are those of runs."""
+    handles, labels = axes.get_legend_handles_labels()
+    found = dict(zip(labels, handles))
+    if not found:
+        return
+    shown = [Line2D([], [], color="0.35", linestyle=line.get_linestyle(), linewidth=line.get_linewidth(),
+                    marker=line.get_marker(), markersize=line.get_markersize()) if plain else line
+             for line in found.values()]
+    _as_written(axes.legend(shown, list(found), frameon=False, fontsize=SMALL))
+
+
+def _as_written(legend: Legend) -> None:
+    """A dollar sign in a name is a dollar sign."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _width(name: str) -> float:
+    return max(text_width(line, SMALL) for line in name.split("\n"))
 
 
 def _names(rows: Rows) -> list[str]:

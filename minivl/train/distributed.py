@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import datetime
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -13,12 +15,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InputError
 
 T = TypeVar("T")
+PATIENCE = datetime.timedelta(hours=2)  # the others wait for the first while it scores
+# the name of the option changed in torch 2.15 or before
+KEEP_BUFFERS = {next(name for name in ("forward_sync_buffers", "broadcast_buffers")
+                     if name in inspect.signature(DistributedDataParallel).parameters): False}
 
 
 class Processes:
@@ -33,31 +39,37 @@ class Processes:
     def __init__(self, rank: int = 0, count: int = 1, shard: bool = False) -> None:
         self.rank, self.count, self.shard = rank, count, shard
         self._blank: nn.Module | None = None
+        self._sharded: FSDPModule | None = None
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
 
-    def share(self, model: nn.Module) -> nn.Module:
+    def share(self, model: nn.Module, wrap: Callable[[nn.Module], nn.Module] | None = None) -> nn.Module:
         """The model as losses are computed with it: gradients are averaged over the processes. With `shard` its own
-        parameters become parts, so that optimisers are to be made afterwards."""
-        if self.count == 1:
-            return model
+        parameters become parts, so that optimisers are to be made afterwards.
+
+        Args:
+            model: on its device.
+            wrap: see `minivl.train.loop.fit`.
+        """
         device = next(model.parameters()).device
-        if self.shard:
+        if self.count > 1 and self.shard:
             self._blank = copy.deepcopy(model)
             mesh = init_device_mesh(device.type, (self.count,))
             for block in getattr(model, "blocks", ()):
                 fully_shard(block, mesh=mesh)
-            return fully_shard(model, mesh=mesh)
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None,
-                                       broadcast_buffers=False)
+            self._sharded = fully_shard(model, mesh=mesh)
+        wrapped = model if wrap is None else wrap(model)
+        if self.count == 1 or self.shard:
+            return wrapped
+        return DistributedDataParallel(wrapped, device_ids=[device] if device.type == "cuda" else None, **KEEP_BUFFERS)
 
     def together(self, model: nn.Module, synchronise: bool) -> contextlib.AbstractContextManager[Any]:
         """Around a forward and backward pass: whether gradients are averaged at its end."""
-        if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(synchronise)
+        if self._sharded is not None:
+            self._sharded.set_requires_gradient_sync(synchronise)
         if isinstance(model, DistributedDataParallel) and not synchronise:
             return model.no_sync()
         return contextlib.nullcontext()
@@ -88,10 +100,21 @@ class Processes:
             dist.barrier()
 
     def first_then_all(self, first: Callable[[], T], others: Callable[[], T]) -> T:
-        """What the first process gives, and after it the others theirs."""
-        value = first() if self.first else None
-        self.wait()
-        return value if value is not None else others()
+        """What the first process gives, and after it the others theirs.
+
+        Raises:
+            InputError: what the first process raises; the others end with it.
+        """
+        value: T | None = None
+        mistake: InputError | None = None
+        if self.first:
+            try:
+                value = first()
+            except InputError as error:
+                mistake = error
+        if self.any(mistake is not None):
+            raise mistake or InputError(f"process {self.rank} ends with the first one, which says why")
+        return others() if value is None else value
 
 
 ALONE = Processes()
@@ -103,10 +126,14 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def part_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """The part of a whole tensor that this process keeps, where it keeps a part of `other`."""
+    """The part of a whole tensor that this process keeps, where it keeps a part of `other`; no process waits."""
     if not isinstance(other, DTensor):
         return tensor
-    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
+    mesh, rank = other.device_mesh, other.device_mesh.get_local_rank()
+    rows = tensor.chunk(mesh.size())  # as FSDP2 cuts: along the first axis
+    own = rows[rank] if rank < len(rows) else tensor[:0]
+    return DTensor.from_local(own.to(other.device), mesh, other.placements, run_check=False, shape=tensor.shape,
+                              stride=tensor.stride())
 
 
 def _device() -> torch.device:
@@ -136,7 +163,7 @@ def processes(device: torch.device, shard: bool = False) -> Iterator[tuple[Proce
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"torchrun's processes do not find each other ({error})") from None
     try:

@@ -4,6 +4,7 @@ and its pointing score beside the controls.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -95,7 +96,7 @@ def collect(captioner: Captioner, scenes: Sequence[Scene], captions: Sequence[Ca
         captioner.replay(images.to(device), [captions[number] for number in numbers], attn=record)
         layers = [record["cross", layer] for layer in range(captioner.config.decoder.depth)]
         looks = torch.stack(layers, 1).cpu()  # (B, layers, h, T, N)
-        grids = maps.to_grid(looks, captioner.config.encoder.n_prefix, captioner.config.encoder.grid)
+        grids = maps.to_grid(looks, looks.shape[-1] - math.prod(geometries[0].grid), geometries[0].grid)
         for row, number in enumerate(numbers):
             for word in captions[number].words or ():
                 if word.text in NOUNS:

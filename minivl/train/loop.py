@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..files import write_text
 from .checkpoint import frozen_hash, load_checkpoint, save_checkpoint
 from .distributed import ALONE, Processes
 from .optim import Ema, decay_groups, is_frozen, make_optimizer, schedule
@@ -70,6 +71,7 @@ def train_mode(model: nn.Module) -> None:
 def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str],
         settings: Mapping[str, Any], resume: bool = False, processes: Processes = ALONE,
         wrap: Callable[[nn.Module], nn.Module] | None = None,
+        files: Mapping[str, str] | None = None,
         progress: Callable[..., Iterable[Any]] | None = None) -> Iterator[dict[str, Any]]:
     """Train; yields one row per epoch: ``{"epoch", "step", "train_loss", score names..., "seconds"}``.
 
@@ -87,6 +89,7 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
         processes: among which each batch is shared (every process calls `fit`; only the first writes, scores and
             yields scores).
         wrap: makes of the model what losses are computed with, e.g. `torch.compile`; the same parameters.
+        files: texts to be written into the folder before the first step, by their names.
         progress: tqdm-like: called with (iterable, total=, initial=, desc=).
 
     Raises:
@@ -97,6 +100,9 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
             while the weights were being changed, the checkpoint before stays).
     """
     training = _Training(model, task, plan, Run(Path(out)), settings, processes, wrap, resume)
+    if processes.first:
+        for name, text in (files or {}).items():
+            write_text(Path(out) / name, text)
     with _sigterm_interrupts():
         while training.state["epoch"] < plan.epochs:
             if not training.rest_of_epoch(progress):
@@ -114,7 +120,7 @@ class _Training:
                      "steps_per_epoch": task.steps, **settings}
         self.total = plan.epochs * task.steps
         self.frozen = frozen_hash(model)
-        shared = processes.share(wrap(model) if wrap else model)  # first: it may put parts in the place of weights
+        shared = processes.share(model, wrap)  # first: it may put parts in the place of weights
         groups = decay_groups(model, plan.weight_decay, plan.layer_decay)
         self.optimizer = make_optimizer(plan.optimizer, groups, momentum=plan.momentum)
         self.ema = Ema(model, plan.ema) if plan.ema else None

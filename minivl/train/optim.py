@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
-
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "constant", "step")
 # of a ViT: what comes before its blocks, for layer-wise rates

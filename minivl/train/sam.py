@@ -48,7 +48,7 @@ class Sam:
         scaled = [parameter.abs() * parameter.grad if self.adaptive else parameter.grad for parameter in moved]
         if not scaled:
             return
-        norm = torch.stack([whole(torch.linalg.vector_norm(one.float())) for one in scaled]).norm()
+        norm = torch.stack([whole(torch.linalg.vector_norm(one)) for one in scaled]).norm()
         self._held = [(parameter, parameter.detach().clone()) for parameter in moved]
         for parameter, gradient in zip(moved, scaled):
             step = gradient * (self.rho / (norm.item() + 1e-12))

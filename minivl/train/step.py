@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .run import Run
 
+SMALLEST_SCALE = 2.0 ** -20  # of fp16: gradients that overflow even so will always
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -36,10 +37,16 @@ class Stepper:
         task, plan: see `fit`.
         optimizer: over the same parameters.
         processes: among which the batch is shared.
+
+    Raises:
+        InputError: sam_local with parts of weights, which no process could move by a gradient of its own.
     """
 
     def __init__(self, model: nn.Module, task: Task, plan: Plan, optimizer: torch.optim.Optimizer,
                  processes: Processes) -> None:
+        if plan.sam_local and processes.shard:
+            raise InputError("sam_local: processes that keep parts of the weights (shard) have no gradients of their "
+                             "own; give one of the two")
         self._model, self._task, self._plan, self._optimizer = model, task, plan, optimizer
         self._processes = processes
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -68,7 +75,7 @@ class Stepper:
             self.scaler.unscale_(self._optimizer)
             norm = nn.utils.clip_grad_norm_(self._parameters, self._plan.clip or math.inf)
             # fp16 overflows now and then: the scaler leaves such a step out and scales less
-            if self.scaler.is_enabled() or math.isfinite(whole(norm).item()):
+            if math.isfinite(whole(norm).item()) or self._may_overflow():
                 return loss
         self.undo()
         raise InputError(f"loss or gradient is not finite at step {step + 1} (learning rate {rate:.2g}); "
@@ -77,7 +84,8 @@ class Stepper:
 
     def _backward(self, parts: list[tuple[Any, float]], step: int, synchronise: bool) -> float:
         """Gradients of the weighted sum of all parts; both passes of a step draw the same random numbers."""
-        torch.manual_seed(mix(self._plan.seed, step))
+        torch.manual_seed(mix(mix(self._plan.seed, step), self._processes.rank) if self._processes.rank else
+                          mix(self._plan.seed, step))
         self._optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for number, (part, weight) in enumerate(parts):
@@ -89,6 +97,9 @@ class Stepper:
                 self.scaler.scale(loss * (weight * self._processes.count)).backward()
             total += loss.item() * weight
         return self._processes.sum(total)
+
+    def _may_overflow(self) -> bool:
+        return self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE
 
     def step(self) -> None:
         """Let the optimiser move the weights."""
