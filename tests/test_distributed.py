@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import torch
 import two_processes
 from torch import Tensor
 
+import train_p1
 from minivl.errors import InputError
 from minivl.files import read_tensors
-from minivl.loading import load
+from minivl.loading import load, save
 from minivl.models.vit import ViT
 from minivl.train.distributed import ALONE, Processes, processes
 from minivl.train.loop import Plan, fit
@@ -124,6 +126,31 @@ def test_sam_by_the_share_of_each_process(two: Path) -> None:
                 gradient.mul_(min(1.0, plan.clip / norm.item())).add_(parameter, alpha=decay)
                 moment.mul_(plan.momentum).add_(gradient)
                 parameter.sub_(rate * moment)
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_the_program(tmp_path: Path, shard: bool) -> None:
+    """torchrun train_p1.py: one of the two speaks and writes; of a mistake too."""
+    for number, photo in enumerate(two_processes.photos(12)):
+        folder = tmp_path / "data" / f"class {number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        photo.save(folder / f"{number}.png")
+    (tmp_path / "data" / "class 0" / "broken.png").write_text("gone")
+    save(two_processes.vit(), tmp_path / "vit.safetensors")
+    argv = ["--data", tmp_path / "data", "--val-fraction", "0.3", "--init", tmp_path / "vit.safetensors", "--epochs",
+            "2", "--batch-size", "4", "--warmup", "1", "--lr", "0.01", "--flip", "0.5", "--precision", "fp32",
+            "--device", "cpu", "--json", "--out"]
+    done = torchrun(ROOT / "train_p1.py", *argv, tmp_path / "two", *["--shard"][:shard])
+    assert done.returncode == 0, done.stderr
+    train_p1.main([*map(str, argv), str(tmp_path / "one")])
+    assert (losses(tmp_path / "two") - losses(tmp_path / "one")).abs().max() < 1e-6
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line.get("epoch") for line in lines if "top1" in line] == [1, 2, lines[-1]["epoch"]]
+    assert sum("skipped" in line for line in lines) == 1 and (tmp_path / "two" / "skipped.txt").exists()
+    if shard:
+        done = torchrun(ROOT / "train_p1.py", *argv, tmp_path / "two")
+        assert done.returncode != 0 and "already holds a run: give --resume" in done.stderr
+        assert "ends with the first one, which says why" in done.stderr and "Error(" not in done.stdout
 
 
 def test_what_cannot_be_shared_out(tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_run
 import torch
 from PIL import Image
 
@@ -26,6 +29,7 @@ from minivl.models.clip import CLIP, CLIPConfig
 from minivl.models.presets import PRESETS
 from minivl.models.vit import ViT, ViTConfig
 from minivl.train import step as step_module
+from minivl.train.classifying import ClassifyTask
 from minivl.train.run import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,7 +123,8 @@ def test_a_run_on_folders_of_classes(data: Path, tmp_path: Path, capsys: pytest.
     assert (found == torch.arange(12) // 4).float().mean() == pytest.approx(told["top1"])
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["lr"] == 0.01 and config["steps_per_epoch"] == 6 and config["optimizer"] == "adamw"
-    assert Image.open(tmp_path / "run" / "history.png").size[0] > 600
+    with Image.open(tmp_path / "run" / "history.png") as image:
+        assert image.size[0] > 600
 
 
 def test_the_course_layout_is_the_same_run(data: Path, tmp_path: Path) -> None:
@@ -139,9 +144,8 @@ def test_a_share_to_validate_with(data: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_built_in_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PRESETS, train_p1.SMALL, PRESETS[train_p1.SMALL]._replace(config=ViTConfig(
-        (16, 16), (8, 8), 16, 1, 2, 24, stem=(4, 6, 8))) if hasattr(PRESETS[train_p1.SMALL], "_replace") else
-        PRESETS[train_p1.SMALL])
+    monkeypatch.setitem(PRESETS, train_p1.SMALL, replace(PRESETS[train_p1.SMALL], config=ViTConfig(
+        (32, 32), (8, 8), 16, 1, 2, 24, stem=(4, 6, 8))))
     model = train(tmp_path, tmp_path / "run", data=None, init=None, scenes=6, val_scenes=4, epochs=1)
     assert model.class_names is not None and len(model.class_names) == model.config.num_classes > 3
 
@@ -178,9 +182,8 @@ def test_the_image_tower_of_a_clip(data: Path, tmp_path: Path) -> None:
     vision = ViTConfig((16, 16), (8, 8), 16, 2, 2, 24, num_classes=12, pre_norm=True, patch_bias=False, head_bias=False)
     torch.manual_seed(0)
     preset = next(preset for preset in PRESETS.values() if isinstance(preset.config, CLIPConfig))
-    from dataclasses import replace
-    clip = CLIP(replace(preset.config, vision=vision, text=replace(
-        preset.config.text, vocab_size=50, width=8, depth=1, num_heads=2, mlp_dim=16)), preprocessing=PREPROCESSING)
+    text = replace(preset.config.text, width=8, depth=1, num_heads=2, mlp_dim=16)
+    clip = CLIP(replace(preset.config, vision=vision, text=text), preprocessing=PREPROCESSING)
     minivl.save(clip, tmp_path / "clip.safetensors")
     model = train(data, tmp_path / "run", init=tmp_path / "clip.safetensors", layer_decay=0.5, epochs=1)
     assert model.config.pre_norm and model.head.bias is not None and model.class_names == NAMES
@@ -194,7 +197,6 @@ def test_a_recipe(data: Path, tmp_path: Path) -> None:
 
 
 def test_events_for_tensorboard_where_it_is(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import types
     written: list[tuple[str, float, int]] = []
 
     class Writer:
@@ -318,12 +320,14 @@ def mistake(argv: list[str]) -> str:
 def lose(folder: Path) -> None:
     for name in NAMES[:2]:
         (folder / name).mkdir(parents=True)
-    picture(0, 0).save(folder / NAMES[0] / "0.png")
+    for number in range(4):
+        picture(0, number).save(folder / NAMES[0] / f"{number}.png")
 
 
 def broken(folder: Path) -> None:
     lose(folder)
-    (folder / NAMES[1] / "1.png").write_text("no picture")
+    for number in range(2):
+        (folder / NAMES[1] / f"{number}.png").write_text("no picture")
 
 
 @pytest.mark.parametrize("make, changes, told", [
@@ -373,13 +377,11 @@ def test_folders_of_runs(data: Path, whole: Path, tmp_path: Path, capsys: pytest
     for changes, told in (({"lr": 0.5}, "lr was 0.05, is 0.5"), ({"init": tmp_path / "other.safetensors"}, "init was"),
                           ({"data": data / "folders" / "train", "val_fraction": 0.5}, "data_hash was")):
         assert told in mistake(options(data, whole, "--resume", **{**HARD, **changes}))
-    minivl.save(minivl.create("vit_tiny_patch16_224", num_classes=3), tmp_path / "vit.safetensors")
     assert {file.name: file.read_bytes() for file in whole.iterdir()} == before
 
 
 def test_weights_of_something_else(data: Path, whole: Path, tmp_path: Path) -> None:
     assert "checkpoint.safetensors" in mistake(options(data, tmp_path / "run", init=whole / "checkpoint.safetensors"))
-    import tiny_run
     minivl.save(tiny_run.captioner(), tmp_path / "captioner.safetensors")
     told = mistake(options(data, tmp_path / "run", init=tmp_path / "captioner.safetensors"))
     assert told.startswith(str(tmp_path / "captioner.safetensors")) and "is a captioner" in told
@@ -390,9 +392,20 @@ def test_a_rate_that_diverges(data: Path, tmp_path: Path) -> None:
     """Weights and checkpoint from before stay loadable, and the run can be looked at."""
     told = mistake(options(data, tmp_path / "run", lr=1e30, optimizer="sgd", clip=0, warmup=9, epochs=3))
     assert "not finite at step" in told and "try a lower learning rate" in told
-    train(data, tmp_path / "good", epochs=1)
-    for file in (tmp_path / "run").glob("*.safetensors"):
-        minivl.files.read_tensors(file)
+    assert "no checkpoint was written yet" in told and len(story(tmp_path / "run")) < 4
+
+
+def test_a_loss_that_is_not_a_number(data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and checkpoint of the epoch before stay; and training goes on from there."""
+    calls = iter(range(1000))
+    loss = ClassifyTask.loss
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassifyTask, "loss", lambda *words: loss(*words) * (float("nan") if next(calls) > 30 else 1.0))
+        told = mistake(options(data, tmp_path / "run", **HARD))
+    assert "not finite at step 8 (" in told and str(tmp_path / "run" / "checkpoint.safetensors") in told
+    assert best(tmp_path / "run").class_names == NAMES
+    train(data, tmp_path / "run", "--resume", **HARD)
+    same(whole, tmp_path / "run")
 
 
 def test_the_program_ends_with_one_line_and_code_2(data: Path, tmp_path: Path) -> None:

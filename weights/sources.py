@@ -172,7 +172,8 @@ def _tensors(value: Mapping[Any, Any], notes: list[str], file: Path) -> dict[str
     tensors = {name: one for name, one in value.items() if isinstance(one, Tensor)}
     left = [name for name in value if name not in tensors]
     if nested := [name for name in left if _holds(value[name], object)]:
-        known = f"; tensors are looked for in {', '.join(WRAPPERS)}, others are named by --entry (entry=)" if not tensors else ""
+        known = "" if tensors else (f"; tensors are looked for in {', '.join(WRAPPERS)}, others are named by --entry "
+                                    f"(entry=)")
         raise InputError(f"its entries {some(nested)} are no tensors but hold some{known}", source=file)
     if left:
         notes.append(f"left out, because they hold no tensors: {some(left, 20)}")
