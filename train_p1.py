@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import minivl
 from minivl import programs
 from minivl.data.augment import Augment, check_mixing
-from minivl.data.labels import scene_labels
+from minivl.data.labels import Labelled, Skipped, scene_labels
 from minivl.data.splits import check_readable, same_pictures, train_and_val
 from minivl.errors import InputError, some
 from minivl.images import Photo, Preprocessing
@@ -33,11 +33,10 @@ from minivl.train.distributed import Processes, processes
 from minivl.train.loop import fit
 from minivl.train.optim import OPTIMIZERS, SCHEDULES
 from minivl.train.plan import Plan
-from minivl.train.run import Run, read_history
+from minivl.train.run import SKIPPED, Run, read_history
 
 Say = Callable[[dict[str, Any], str], None]  # report a result, as JSON or text, from the first process alone
 HERE = Path(__file__).resolve().parent
-SKIPPED = "skipped.txt"
 SMALL = "scenes_patch8_96"  # the model that is trained where none is named
 VAL_START = 10_000_000  # validation scenes are numbered from here, so that no training scene is among them
 
@@ -146,9 +145,8 @@ def build_model(args: argparse.Namespace) -> ViT:
 
 def classifier(args: argparse.Namespace, model: ViT, names: Sequence[str], say: Say) -> ViT:
     """The same with a head for these classes: its own where it has them already."""
-    assert model.preprocessing is not None
     had = model.config.num_classes
-    kept = model.config.num_classes == len(names) and model.class_names in (None, tuple(names))
+    kept = had == len(names) and model.class_names in (None, tuple(names))
     if not kept or args.reinit_head or not model.config.head_bias:
         torch.manual_seed(args.seed)
         model.config = replace(model.config, head_bias=True)
@@ -156,9 +154,10 @@ def classifier(args: argparse.Namespace, model: ViT, names: Sequence[str], say: 
         if args.init != "none":
             say({"new_head": len(names), "old_head": had}, f"a new head of {len(names)} classes"
                 + (f" in place of the one of {had}" if had else ""))
+    # the same weights in a model that drops paths
     config = replace(model.config, drop_path=args.drop_path)
     state, preprocessing = model.state_dict(), model.preprocessing
-    with torch.device("meta"):  # the same weights in a model that drops paths
+    with torch.device("meta"):
         model = ViT(config, preprocessing=preprocessing, class_names=tuple(names))
     model.load_state_dict(state, assign=True)
     model.checkpointing = args.checkpointing
@@ -192,7 +191,8 @@ def load_data(args: argparse.Namespace, preprocessing: Preprocessing, say: Say) 
         train = scene_labels(args.scenes, seed=args.seed, size=size, progress=programs.progress)
         val = scene_labels(args.val_scenes, start=VAL_START, seed=args.seed, size=size, progress=programs.progress)
         return Data(train.images, train.labels, val.images, val.labels, train.names, [args.scenes, args.val_scenes])
-    sets, skipped = [], []
+    sets: list[Labelled] = []
+    skipped: list[Skipped] = []
     for one in train_and_val(args.data, val_fraction=args.val_fraction, seed=args.seed):
         good, broken = check_readable(one, programs.progress, preprocessing=preprocessing, every_class=not sets)
         sets.append(good)
@@ -200,8 +200,8 @@ def load_data(args: argparse.Namespace, preprocessing: Preprocessing, say: Say) 
     photos, val_photos = sets
     twice = same_pictures(photos, val_photos)
     if twice:
-        say({"in_both": len(twice)}, f"{len(twice)} validation pictures are training pictures, byte "
-                        f"for byte, such as {twice[0][1]} and {twice[0][0]}: scores will look too good")
+        say({"in_both": len(twice)}, f"{len(twice)} validation pictures are training pictures, byte for byte, such as "
+            f"{twice[0][1]} and {twice[0][0]}: scores will look too good")
     if skipped:
         say({"skipped": len(skipped)}, f"{len(skipped)} files are left out, such as {skipped[0]}")
     told = [[str(file.name) for file in one.files] + list(one.labels) for one in sets]
@@ -213,8 +213,8 @@ def build_augment(args: argparse.Namespace, preprocessing: Preprocessing) -> Aug
     """How training pictures become tensors."""
     check_mixing(args.mixup, args.cutmix, 1.0)
     return Augment(preprocessing, seed=args.seed, flip=args.flip, auto=args.auto, magnitude=args.magnitude,
-                      color=args.color, erase=args.erase,
-                      crop_scale=None if args.crop_scale is None else (args.crop_scale, 1.0))
+                   color=args.color, erase=args.erase,
+                   crop_scale=None if args.crop_scale is None else (args.crop_scale, 1.0))
 
 
 def build_task(args: argparse.Namespace, model: ViT, data: Data, augment: Augment, group: Processes) -> ClassifyTask:
@@ -224,7 +224,7 @@ def build_task(args: argparse.Namespace, model: ViT, data: Data, augment: Augmen
     stored = probing(args)
     if stored:
         photos, val_photos = (pooled_features(model, part, workers=args.workers, precision=args.precision,
-                                              progress=programs.progress) for part in (photos, val_photos))
+                                              progress=programs.progress) for part in (data.photos, data.val_photos))
     about = {"data": args.data or "scenes", "program": "train_p1.py", "model": args.model, "init": args.init}
     if data.ids is not None:
         about["id2label"] = dict(zip(map(str, data.ids), data.names))
@@ -284,9 +284,8 @@ def train(args: argparse.Namespace, plan: Plan, group: Processes, device: torch.
                    progress=programs.progress if group.first else None):
         if not group.first:
             continue
-        say(row, f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}  validation loss "
-                        f"{row['val_loss']:.3f}  top-1 {row['top1']:.4f}  top-5 {row['top5']:.4f}  "
-                        f"{row['seconds']:.0f} s")
+        say(row, f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}  validation loss {row['val_loss']:.3f}  "
+            f"top-1 {row['top1']:.4f}  top-5 {row['top5']:.4f}  {row['seconds']:.0f} s")
         plot_history(args.out, read_history(args.out))
         if board is not None:
             board(row)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from . import hub
 from .convert import huggingface, table
-from .convert.build import FAMILIES, Conversion, Model, convert, fill
+from .convert.build import FAMILIES, Conversion, Model, check_counts, convert, fill
+from .convert.choose import flatten
 from .errors import InputError, some
 from .files import read_json, read_tensors, tensor_bytes, write_tensors
 from .fingerprint import check_fingerprint
@@ -176,12 +177,13 @@ def _own(state: dict[str, Tensor], header_text: str, path: Path, verify: bool) -
             raise InputError(f"is of format {header['format']!r}, this version reads {FORMAT}", source=path)
         if header["kind"] not in KINDS:
             raise InputError(f"holds a {header['kind']!r}, which this version does not know", source=path)
+        check_counts(flatten(header["config"]), len(state))
         with torch.device("meta"):  # shapes are enough: every tensor is put in below
             model = KINDS[header["kind"]].from_header(header)
     except InputError as error:
         raise InputError(str(error), source=path) from None
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise InputError(f"its minivl header is damaged ({type(error).__name__}: {error})",
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+        raise InputError(f"its minivl header is damaged ({type(error).__name__}: {str(error):.200})",
                          source=path) from None
     if verify and _digest(state, header) != header.get("sha256"):
         raise InputError("its sha256 is not that of its content: the file was changed after it was saved",

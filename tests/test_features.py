@@ -364,8 +364,8 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="bad.png"):
         cached(tmp_path, model, [*files, bad], batch_size=2)
     assert torch.equal(cached(tmp_path, model, files), cached(tmp_path, vit(), files))  # the good ones
-    with pytest.raises(InputError, match="fp16"):
-        cached(tmp_path, model, files, dtype="fp16")
+    with pytest.raises(InputError, match="fp8"):
+        cached(tmp_path, model, files, dtype="fp8")
     model.preprocessing = None
     with pytest.raises(InputError, match="preprocessing"):
         cached(tmp_path, model, files)

@@ -31,7 +31,7 @@ def parser() -> programs.Parser:
 
 
 @pytest.mark.parametrize("argv", [["--epochs", "ten"], ["--norm", "other"], ["--unknown"], ["--ep", "3"],
-                                  ["extra"], ["--precision", "fp16"], ["--epochs"]])
+                                  ["extra"], ["--precision", "fp8"], ["--epochs"]])
 def test_wrong_options_are_one_line_and_code_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         parser().parse_args(argv)
@@ -106,8 +106,8 @@ def test_wrong_recipes(tmp_path: Path, content: Any, told: str) -> None:
 
 
 def test_unknown_recipes_are_told_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "one.json").write_text("{}")
-    (tmp_path / "two.json").write_text("{}")
+    for name, program in (("one", "mine"), ("two", "mine"), ("other", "another's")):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"program": program}))
     with pytest.raises(InputError, match="--recipe three: unknown; there are: one, two"):
         programs.recipe_defaults(parser(), ["--recipe", "three"], tmp_path, "mine")
     with pytest.raises(SystemExit) as stopped:

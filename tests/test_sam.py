@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,21 +144,36 @@ def test_steps_are_those_by_hand(optimizer: str, adaptive: bool) -> None:
         assert (model.head.weight - wanted.head.weight).abs().max() > 1e-4
 
 
-def test_statistics_move_once_a_step() -> None:
-    """Those of batch norms: at the weights themselves, not where SAM looks around."""
+def test_both_gradients_drop_the_same() -> None:
+    """With next to no radius, SAM's gradient is the plain one, dropout or not."""
+    found = []
+    for sam in (0.0, 1e-9):
+        model = vit(dropout=0.3, drop_path=0.4).train()
+        task: Any = Task(2)
+        plan = replace(plan_of("sgd", False), sam=sam)
+        one = Stepper(model, task, plan, make_optimizer("sgd", decay_groups(model, 0.1)), ALONE)
+        one.gradients(batches()[0], RATE, 3, Run(Path("nowhere")))
+        found.append(torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]))
+    assert 0 < (found[0] - found[1]).abs().max() < 1e-7 and found[0].norm() == pytest.approx(0.3, abs=1e-5)
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_statistics_move_once_a_step(micro: int) -> None:
+    """Those of batch norms (once a micro-batch): at the weights themselves, not where SAM looks around."""
     plain, model = (vit(stem=(6, 8, 10), dist_token=False) for _ in range(2))
     model.train()
-    task: Any = Task(1)
+    task: Any = Task(micro)
     stepper = Stepper(model, task, plan_of("sgd", False), make_optimizer("sgd", decay_groups(model, 0.1)), ALONE)
     batch = batches()[0]
     stepper.gradients(batch, RATE, 0, Run(Path("nowhere")))
     moved = dict(model.named_buffers())
     plain.train()
-    plain(batch[0])
+    for images in batch[0].tensor_split(micro):
+        plain(images)
     assert moved.keys() == dict(plain.named_buffers()).keys() and len(moved) == 9
     for name, buffer in plain.named_buffers():
         assert torch.equal(buffer, moved[name]), name
-    assert model.patch_embed.stem[1].num_batches_tracked == 1
+    assert model.patch_embed.stem[1].num_batches_tracked == micro
 
 
 def test_the_radius_is_that_of_all_weights_together() -> None:

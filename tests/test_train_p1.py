@@ -139,7 +139,8 @@ def test_the_course_layout_is_the_same_run(data: Path, tmp_path: Path) -> None:
 def test_a_share_to_validate_with(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(data, tmp_path / "run", "--json", data=data / "folders" / "train", val_fraction=0.25, epochs=1)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert lines[1] == {"images": 18, "val_images": 6, "classes": 3, "trained_parameters": lines[1]["trained_parameters"]}
+    told = {"images": 18, "val_images": 6, "classes": 3}
+    assert {key: value for key, value in lines[1].items() if key in told} == told and len(lines) == 4
     assert lines[-1]["best"] == str(tmp_path / "run" / "best.safetensors")
 
 
@@ -179,7 +180,8 @@ def test_heads_and_sizes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_image_tower_of_a_clip(data: Path, tmp_path: Path) -> None:
-    vision = ViTConfig((16, 16), (8, 8), 16, 2, 2, 24, num_classes=12, pre_norm=True, patch_bias=False, head_bias=False)
+    vision = ViTConfig((16, 16), (8, 8), 16, 2, 2, 24, num_classes=512, pre_norm=True, patch_bias=False,
+                       head_bias=False)
     torch.manual_seed(0)
     preset = next(preset for preset in PRESETS.values() if isinstance(preset.config, CLIPConfig))
     text = replace(preset.config.text, width=8, depth=1, num_heads=2, mlp_dim=16)

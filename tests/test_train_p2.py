@@ -344,7 +344,7 @@ def mistake(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ({"mirror": True, "images": None, "captions": None, "val_captions": None}, "--mirror"),
     ({**SCENES, "scenes": 0}, "--scenes 0"), ({**SCENES, "val_scenes": 1}, "--val-scenes 1"),
     ({"resume": True}, "nothing to resume"), ({"out": None}, "--out"), ({"device": "tpu"}, "--device"),
-    ({"precision": "fp16"}, "--precision")])
+    ({"precision": "fp8"}, "--precision")])
 def test_mistakes_of_the_command_line(data: Path, tmp_path: Path, changes: dict[str, Any], told: str,
                                       capsys: pytest.CaptureFixture[str]) -> None:
     assert told in mistake(options(data, tmp_path / "one", **changes), capsys)

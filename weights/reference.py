@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import importlib
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -76,10 +79,28 @@ def _timm(state: State, done: Conversion, description: Description | None, given
     if not timm.is_model(name):
         return None
     config: Any = done.model.config
-    model = timm.create_model(name, num_classes=config.num_classes, img_size=config.image_size,
-                              **dict((description or {}).get("model_args") or {})).eval()
+    arguments = {"num_classes": config.num_classes, "img_size": config.image_size,
+                 **dict((description or {}).get("model_args") or {})}
+    model = timm.create_model(name, **arguments).eval()
     filter_ = importlib.import_module("timm.models.vision_transformer").checkpoint_filter_fn
     model.load_state_dict(filter_(dict(state), model), strict=True)  # it takes facebook's names, too
+    tokens = model.forward_features(given["images"])
+    return model, {"tokens": tokens, "logits": model.forward_head(tokens)}
+
+
+def _npz(state: State, done: Conversion, description: Description | None, given: State) -> Found | None:
+    vision = importlib.import_module("timm.models.vision_transformer")
+    config: Any = done.model.config
+    if not config.class_token or config.pool != "class" or config.mlp != "mlp":
+        return None
+    model = vision.VisionTransformer(
+        img_size=config.image_size, patch_size=config.patch_size, embed_dim=config.width, depth=config.depth,
+        num_heads=config.num_heads, mlp_ratio=config.mlp_dim / config.width, num_classes=config.num_classes,
+        no_embed_class=not config.pos_prefix).eval()
+    with tempfile.TemporaryDirectory() as folder:  # its reader takes a file
+        file = Path(folder) / "source.npz"
+        numpy.savez(file, **{name: tensor.numpy() for name, tensor in state.items()})
+        model.load_pretrained(str(file))
     tokens = model.forward_features(given["images"])
     return model, {"tokens": tokens, "logits": model.forward_head(tokens)}
 
@@ -130,13 +151,12 @@ def _open_clip(state: State, done: Conversion, description: Description | None, 
     if "input_resolution" in state:
         build = importlib.import_module("open_clip.model").build_model_from_openai_state_dict
         entries = {key: state[key] for key in ("input_resolution", "context_length", "vocab_size") if key in state}
-        model = build({**kept, **entries}, cast_dtype=torch.float32).eval()
+        model = build({**kept, **entries}, cast_dtype=torch.float32).eval().float()
     elif done.preset in library.list_models():
         model = library.create_model(done.preset).eval()
-        model.load_state_dict(kept, strict=True)
     else:
         return None
-    model.float()
+    model.load_state_dict(kept, strict=True)  # again: what builds OpenAI's model rounds to half precision
     image, text = model.encode_image(given["images"]), model.encode_text(_whole(given["ids"], model))
     return model, {"image": image, "text": text}
 
@@ -147,7 +167,7 @@ def _whole(ids: Tensor, model: Any) -> Tensor:
 
 
 FAMILIES: dict[str, tuple[str, Callable[[State, Conversion, Description | None, State], Found | None]]] = {
-    "timm": ("timm", _timm), "lukemelas": ("pytorch_pretrained_vit", _lukemelas),
+    "timm": ("timm", _timm), "npz": ("timm", _npz), "lukemelas": ("pytorch_pretrained_vit", _lukemelas),
     "clip": ("open_clip", _open_clip),
     **{family: ("transformers", _transformers) for family in ("hf_vit", "hf_dinov2", "hf_clip", "vit_gpt2", "blip")}}
 PACKAGES = {"open_clip": "open_clip_torch", "pytorch_pretrained_vit": "pytorch-pretrained-vit"}

@@ -30,6 +30,7 @@ Model = ViT | CLIP | Captioner
 FAMILIES = {name: Family(name, module) for name, module in {
     "timm": timm, "lukemelas": lukemelas, "npz": npz, "hf_vit": hf_vit, "hf_dinov2": hf_dinov2, "blip": blip,
     "vit_gpt2": vit_gpt2, "course": course, "catr": catr, "clip": clip, "hf_clip": hf_clip}.items()}
+MOST_POSITIONS = 1 << 20
 CONFIGS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "vit": lambda nested: ViTConfig(**nested), "clip": CLIPConfig.from_dict, "captioner": CaptionerConfig.from_dict}
 
@@ -91,6 +92,7 @@ def convert(state: Mapping[str, Tensor], *, family: str = "auto", config: Mappin
     known = (preprocessing or own.preprocessing or (preset.preprocessing if preset else None)
              or source.preprocessing(state))
     names = class_names or own.class_names
+    check_counts(full, len(state))
     model = _model(source, {**source.common, **full}, known, tokenizer, tuple(names) if names else None)
     rules = source.untied(state) if full.get("decoder.tied") is False else source.table(state)
     renaming = table.rename(state, rules)
@@ -158,6 +160,17 @@ def _known(kind: str, full: Flat) -> dict[str, bool]:
         "captioner": {"encoder.": GridConfig if grid else ViTConfig, "decoder.": DecoderConfig, "": CaptionerConfig}}
     return {prefix + field.name: field.default is MISSING for prefix, config in inner[kind].items()
             for field in fields(config) if field.name not in ("encoder", "decoder")}
+
+
+def check_counts(fields: Flat, tensors: int) -> None:
+    """Raise InputError for numbers that would make a model grow before its tensors are held against it: more blocks
+    than the file has tensors, or a table of positions, which is computed, that fills the memory."""
+    for name, value in fields.items():
+        count = sum(value) if last(name) == "layers" and isinstance(value, tuple) else value
+        most = {"depth": tensors, "layers": tensors, "max_len": MOST_POSITIONS}.get(last(name))
+        if most is not None and isinstance(count, int) and count > most:
+            raise InputError(f"{name}={value!r}: " + (f"more than any text has, at most {most}" if most != tensors else
+                                                      f"that many blocks in a file of {tensors} tensors cannot be"))
 
 
 def _model(source: Family, full: Flat, preprocessing: Preprocessing | None, tokenizer: Tokenizer | None,

@@ -7,6 +7,7 @@ import copy
 import datetime
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -22,9 +23,10 @@ from ..errors import InputError
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=2)  # the others wait for the first while it scores
-# the name of the option changed in torch 2.15 or before
-KEEP_BUFFERS = {next(name for name in ("forward_sync_buffers", "broadcast_buffers")
-                     if name in inspect.signature(DistributedDataParallel).parameters): False}
+# buffers stay as each process has them; torch 2.15 calls the option otherwise
+_KNOWN = inspect.signature(DistributedDataParallel).parameters
+_OPTION = "forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers"
+KEEP_BUFFERS: dict[str, Any] = {_OPTION: False}
 
 
 class Processes:
@@ -94,11 +96,6 @@ class Processes:
         """Whether it is true in any of them."""
         return self.sum(float(value)) > 0
 
-    def wait(self) -> None:
-        """Until all have come here."""
-        if self.count > 1:
-            dist.barrier()
-
     def first_then_all(self, first: Callable[[], T], others: Callable[[], T]) -> T:
         """What the first process gives, and after it the others theirs.
 
@@ -167,6 +164,8 @@ def processes(device: torch.device, shard: bool = False) -> Iterator[tuple[Proce
     except (RuntimeError, ValueError) as error:
         raise InputError(f"torchrun's processes do not find each other ({error})") from None
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size(), shard), device
+        with warnings.catch_warnings():  # of gradients of tokens that every picture has, at no cost
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            yield Processes(dist.get_rank(), dist.get_world_size(), shard), device
     finally:
         dist.destroy_process_group()

@@ -16,7 +16,7 @@ from ..files import read_json, undamaged, write_json, write_text
 from .checkpoint import whole_number
 
 HISTORY, CHECKPOINT, CONFIG = "history.jsonl", "checkpoint.safetensors", "config.json"
-BEST, LAST = "best.safetensors", "last.safetensors"
+BEST, LAST, SKIPPED = "best.safetensors", "last.safetensors", "skipped.txt"
 FOUND = ("look",)  # keys of config.json that training found out: no settings, which a resumed run must repeat
 
 FRESH: dict[str, Any] = {"step": 0, "epoch": 0, "sum": 0.0, "best": None, "seconds": 0.0}  # progress of a new run
@@ -130,7 +130,7 @@ class Run:
 
     def _clear(self) -> None:
         """Remove what a killed process was about to write: `atomic_path`'s files, and safetensors' own."""
-        names = (CHECKPOINT, BEST, LAST, HISTORY, CONFIG)
+        names = (CHECKPOINT, BEST, LAST, HISTORY, CONFIG, SKIPPED)
         for pattern in (*(f".{Path(name).stem}-*" for name in names), ".tmp??????"):
             for half in self.folder.glob(pattern):
                 half.unlink()

@@ -43,14 +43,14 @@ class Sam:
             parameters: with the gradients of the whole global batch; those without one stay.
         """
         assert not self._held, "perturbed twice"
-        moved = [parameter for parameter in parameters if parameter.grad is not None]
+        moved = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
         # adaptive: the ball is round in units of |w|, so gradients count |w| times in its norm, w^2 in the step
-        scaled = [parameter.abs() * parameter.grad if self.adaptive else parameter.grad for parameter in moved]
+        scaled = [parameter.abs() * gradient if self.adaptive else gradient for parameter, gradient in moved]
         if not scaled:
             return
         norm = torch.stack([whole(torch.linalg.vector_norm(one)) for one in scaled]).norm()
-        self._held = [(parameter, parameter.detach().clone()) for parameter in moved]
-        for parameter, gradient in zip(moved, scaled):
+        self._held = [(parameter, parameter.detach().clone()) for parameter, _ in moved]
+        for (parameter, _), gradient in zip(moved, scaled):
             step = gradient * (self.rho / (norm.item() + 1e-12))
             parameter.add_(step * parameter.abs() if self.adaptive else step)
 
