@@ -120,6 +120,8 @@ def check_fingerprint(model: ViT | CLIP | Captioner, noted: Mapping[str, Any],
     Raises:
         InputError: one differs by more than `TOLERANCE`, or the note is damaged.
     """
+    if not isinstance(noted, Mapping):
+        raise InputError("its fingerprint is damaged: it is no object", source=source)
     mine = {**traits(model), "norm": norm_order(model)}
     if others := [f"{name} is {mine[name]}, noted was {noted.get(name)}" for name in mine
                   if mine[name] != noted.get(name)]:

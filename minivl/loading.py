@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -21,10 +22,10 @@ from torch import Tensor
 
 from . import hub
 from .convert import huggingface, table
-from .convert.build import FAMILIES, Conversion, Model, check_counts, convert, fill
+from .convert.build import FAMILIES, Conversion, Model, check_counts, convert, fill, not_finite
 from .convert.choose import flatten
 from .errors import InputError, some
-from .files import read_json, read_tensors, tensor_bytes, write_tensors
+from .files import read_json, read_tensors, tensor_bytes, undamaged, write_tensors
 from .fingerprint import check_fingerprint
 from .images import Preprocessing
 from .models.captioner import Captioner, CaptionerConfig
@@ -171,12 +172,12 @@ def _from_file(path: Path, verify: bool, name: str | None) -> Model:
 
 def _own(state: dict[str, Tensor], header_text: str, path: Path, verify: bool) -> Model:
     """A model from a file that `save` wrote."""
+    header = read_own(header_text, path)
     try:
-        header = json.loads(header_text)
         if header["format"] != FORMAT:
-            raise InputError(f"is of format {header['format']!r}, this version reads {FORMAT}", source=path)
+            raise InputError(f"is of format {header['format']!r:.40}, this version reads {FORMAT}")
         if header["kind"] not in KINDS:
-            raise InputError(f"holds a {header['kind']!r}, which this version does not know", source=path)
+            raise InputError(f"holds a {header['kind']!r:.40}, which this version does not know")
         check_counts(flatten(header["config"]), len(state))
         with torch.device("meta"):  # shapes are enough: every tensor is put in below
             model = KINDS[header["kind"]].from_header(header)
@@ -190,9 +191,33 @@ def _own(state: dict[str, Tensor], header_text: str, path: Path, verify: bool) -
                          source=path)
     table.check(state, model.state_dict(), source=str(path))
     fill(model, state)
-    if verify and "fingerprint" in header.get("about", {}):
+    if strange := not_finite(model):
+        logger.warning("%s: %d tensors hold nan or infinite values: %s", path, len(strange), some(strange))
+    if verify and header.get("about", {}).get("fingerprint") is not None:
         check_fingerprint(model.eval(), header["about"]["fingerprint"], source=path)
     return model
+
+
+def read_own(header_text: str, path: Path) -> dict[str, Any]:
+    """What `save` says of a model in the header of its file.
+
+    Raises:
+        InputError: no JSON object, or entries that programs read are not what they must be.
+    """
+    try:
+        header = json.loads(header_text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"its minivl header is damaged ({type(error).__name__}: {str(error):.200})",
+                         source=path) from None
+    names = header.get("class_names") if isinstance(header, dict) else None
+    wrong = ("it is no object" if not isinstance(header, dict) else
+             "its about is no object" if not isinstance(header.get("about", {}), dict) else
+             "its class_names are no list of texts" if names is not None and not (
+                 isinstance(names, list) and all(isinstance(one, str) for one in names)) else
+             "its tokenizer is no text" if not isinstance(header.get("tokenizer"), (str, NoneType)) else "")
+    if wrong:
+        raise InputError(f"its minivl header is damaged: {wrong}", source=path)
+    return header
 
 
 def from_folder(folder: Path, *, name: str | None = None, state: Mapping[str, Tensor] | None = None,
@@ -211,6 +236,8 @@ def from_folder(folder: Path, *, name: str | None = None, state: Mapping[str, Te
         InputError: as `from_state_dict`; a file of the folder that is damaged.
     """
     described = {file.name: read_json(file) for file in sorted(folder.glob("*.json")) if file.name in hub.DESCRIPTIONS}
+    if wrong := [file for file, value in described.items() if not isinstance(value, dict)]:
+        raise InputError("is no JSON object", source=folder / wrong[0])
     own = hub.DESCRIPTIONS[1]  # open_clip's; what lies beside it then is of transformers' weights
     if own in described and hub.weights_name({file.name for file in folder.iterdir()}, folder,
                                              pickled=True).startswith("open_clip"):
@@ -218,7 +245,8 @@ def from_folder(folder: Path, *, name: str | None = None, state: Mapping[str, Te
     description = description or next((described[file] for file in hub.DESCRIPTIONS[:2] if file in described), None)
     processor = next((described[file] for file in hub.DESCRIPTIONS[2:] if file in described), None)
     try:
-        settings = huggingface.preprocessing(processor) if processor else None
+        with undamaged("the processor's config"):
+            settings = huggingface.preprocessing(processor) if processor else None
         done = convert(hub.weights_of(folder) if state is None else state, family=family, name=name,
                        description=description, preprocessing=Preprocessing.or_none(settings),
                        tokenizer=tokenizer or read_tokenizer(folder, missing_ok=True))
@@ -329,4 +357,5 @@ def find_weights(source: str | os.PathLike[str]) -> Path:
                 raise
             raise InputError(f"no such file; as a hub id: {error}", source=source) from None
     raise InputError(f"no such file, and no weights of that name are shipped; there are: "
-                     f"{some(shipped) if shipped else 'none'}", source=path)
+                     f"{some(shipped) if shipped else 'none'}" + "; a hub id is owner/name" * ("/" in str(source)),
+                     source=path)

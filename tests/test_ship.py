@@ -116,7 +116,8 @@ def test_help_says_which_options_act(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         run("--help")
     text = " ".join(capsys.readouterr().out.split())
-    for option in ("--device {auto,cpu,cuda,mps}", "--precision {auto,fp32,bf16,fp16}", "--seed SEED", "--workers WORKERS"):
+    for option in ("--device {auto,cpu,cuda,mps}", "--precision {auto,fp32,bf16,fp16}", "--seed SEED",
+                   "--workers WORKERS"):
         assert f"{option} no effect here" in text, option
     assert "--json print results" in text
 

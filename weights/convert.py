@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 
 import minivl
 from minivl import hub, programs
-from minivl.convert.build import FAMILIES, Conversion, convert
+from minivl.convert.build import FAMILIES, Conversion, convert, family_of, not_finite
+from minivl.convert.choose import begins
+from minivl.convert.family import Family
 from minivl.errors import InputError, some
-from minivl.files import existing_file, read_json, sha256
+from minivl.files import atomic_path, existing_file, read_json, sha256, undamaged
 from minivl.fingerprint import fingerprint, outputs
 from minivl.loading import from_folder
+from minivl.models.presets import ALIASES, PRESETS
 from minivl.text.published import read_tokenizer
 from minivl.text.tokenizer import Tokenizer
 from weights import reference, sources
@@ -36,6 +40,10 @@ def main(argv: Sequence[str] | None) -> None:
     parser.add_common(idle=("device", "precision", "seed", "workers"))
     args = parser.parse_args(argv)
     programs.check_common(args)
+    if args.name is not None and not any(begins(one.preset_name(args.name, {})) for one in FAMILIES.values()):
+        alike = difflib.get_close_matches(args.name, [*PRESETS, *ALIASES], 4, cutoff=0.5)
+        raise InputError(f"--name {args.name}: no preset is called so; " + (f"there are: {some(alike)}" if alike else
+                         "python -m weights.list --presets lists them"))
     told = convert_file(args.source, args.out, family=args.family, name=args.name, config=args.config,
                         tokenizer=args.tokenizer, entry=args.entry)
     lines = told["receipt"] if not args.quiet else []
@@ -61,15 +69,23 @@ def convert_file(source: Path, out: Path, *, family: str = "auto", name: str | N
     whole = source.is_dir() and file.name in hub.WEIGHTS  # one file, or the index of several
     read = sources.Source(hub.weights_of(source), []) if whole else sources.read(file, entry=entry)
     pieces = None if tokenizer is None else read_tokenizer(tokenizer)
-    description = None if config is None else _description(config)
+    description = None if config is None else _description(config, family_of(set(read.state), family, source))
     done = _convert(source, read.state, family, name, description, pieces)
+    if strange := not_finite(done.model):
+        raise InputError(f"{len(strange)} of its tensors hold nan or infinite values: {some(strange)}", source=source)
     by, answers = reference.answers(read.state, done, _described(source, description)) or ("self", outputs(done.model))
+    if not all(answer.isfinite().all() for answer in answers.values()):
+        raise InputError("computes nan or infinite values: its weights are too large", source=source)
     mark = fingerprint(done.model, answers, by)
     about = {"source": file.name, "source_sha256": sha256(file), "family": done.family, "preset": done.preset,
              "dropped": done.receipt.dropped, "notes": [*read.notes, *done.receipt.notes], "fingerprint": mark,
              "minivl": minivl.__version__}
-    minivl.save(done.model, out, about=about)
-    minivl.load(out, verify=True)  # what was written is what was meant, in the numbers of the library it came from
+    with atomic_path(out) as temporary:
+        minivl.save(done.model, temporary, about=about)
+        try:  # what was written is what was meant, in the numbers of the library it came from
+            minivl.load(temporary, verify=True)
+        except InputError as error:
+            raise InputError(str(error).removeprefix(f"{temporary}: "), source=source) from None
     return {"path": str(out), "family": done.family, "preset": done.preset, "kind": done.model.kind,
             "receipt": done.receipt.lines(), "summary": _summary(out, done, read.notes, by), "fingerprint": by}
 
@@ -81,10 +97,17 @@ def weights_file(source: Path) -> Path:
     return existing_file(source)
 
 
-def _description(path: Path) -> Mapping[str, Any]:
+def _description(path: Path, family: Family) -> Mapping[str, Any]:
     description = read_json(path)
     if not isinstance(description, dict):
         raise InputError("is no JSON object", source=path)
+    try:
+        with undamaged(path):
+            described = family.describe(description)
+    except InputError as error:
+        raise InputError(str(error), source=path) from None
+    if described is None:
+        raise InputError(f"does not describe a model of family {family.name}, which the tensors are of", source=path)
     return description
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from minivl import programs
 from minivl.errors import InputError
 from minivl.files import read_header
-from minivl.loading import HEADER_KEY, weight_folders
+from minivl.loading import HEADER_KEY, read_own, weight_folders
 from minivl.models.presets import ALIASES, PRESETS
 
 
@@ -39,13 +38,13 @@ def main(argv: Sequence[str] | None) -> None:
 
 def describe(file: Path) -> dict[str, Any]:
     """What is known of a file without reading its tensors; one that is damaged is listed as such."""
-    told = {"path": str(file), "bytes": file.stat().st_size, "kind": "-", "family": "-"}
+    told: dict[str, Any] = {"path": str(file), "bytes": file.stat().st_size, "kind": "-", "family": "-"}
     try:
         _, metadata = read_header(file)
-        header = json.loads(metadata.get(HEADER_KEY, "{}"))
-        told["kind"] = header.get("kind", "foreign")
-        told["family"] = header.get("about", {}).get("family", "minivl" if header else "-")
-    except (InputError, ValueError, AttributeError) as error:
+        header = read_own(metadata.get(HEADER_KEY, "{}"), file)
+        told["kind"] = str(header.get("kind", "foreign"))
+        told["family"] = str(header.get("about", {}).get("family", "minivl" if header else "-"))
+    except (InputError, OSError) as error:
         told["kind"] = f"damaged ({error})"
     return told
 

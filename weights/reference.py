@@ -99,7 +99,8 @@ def _npz(state: State, done: Conversion, description: Description | None, given:
         no_embed_class=not config.pos_prefix).eval()
     with tempfile.TemporaryDirectory() as folder:  # its reader takes a file
         file = Path(folder) / "source.npz"
-        numpy.savez(file, **{name: tensor.numpy() for name, tensor in state.items()})
+        arrays: Any = {name: tensor.numpy() for name, tensor in state.items()}
+        numpy.savez(file, **arrays)
         model.load_pretrained(str(file))
     tokens = model.forward_features(given["images"])
     return model, {"tokens": tokens, "logits": model.forward_head(tokens)}

@@ -8,9 +8,8 @@ from typing import Any
 
 import minivl
 from minivl import programs
-from minivl.errors import InputError
 from minivl.files import read_header
-from minivl.loading import HEADER_KEY, find_weights
+from minivl.loading import HEADER_KEY, find_weights, read_own
 
 LONG = ("tokenizer", "class_names")  # told by their size
 
@@ -25,12 +24,7 @@ def main(argv: Sequence[str] | None) -> None:
     programs.check_common(args)
     path = find_weights(args.file)
     shapes, metadata = read_header(path)
-    header: dict[str, Any] = {}
-    if HEADER_KEY in metadata:
-        try:
-            header = json.loads(metadata[HEADER_KEY])
-        except ValueError as error:
-            raise InputError(f"its minivl header is damaged ({error})", source=path) from None
+    header = read_own(metadata[HEADER_KEY], path) if HEADER_KEY in metadata else {}
     numbers = sum(_numbers(shape) for shape in shapes.values())
     lines = [f"{path}: {len(shapes)} tensors, {numbers / 10 ** 6:.1f} M numbers"]
     lines += [f"{name}: {_short(name, value)}" for name, value in header.items()] or [
@@ -39,7 +33,7 @@ def main(argv: Sequence[str] | None) -> None:
         lines += [f"  {name} {tuple(shape)}" for name, shape in shapes.items()]
     if args.verify:
         minivl.load(path, verify=True)
-        noted = "fingerprint" in header.get("about", {})
+        noted = header.get("about", {}).get("fingerprint") is not None
         lines.append("verified: sha256" + (" and fingerprint" if noted else ""))
     programs.report(args, {"path": str(path), "header": header, **({"tensors": shapes} if args.tensors else {})},
                     "\n".join(lines))

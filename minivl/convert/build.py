@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, some
+from ..files import undamaged
 from ..models.captioner import Captioner, CaptionerConfig
 from ..models.clip import CLIP, CLIPConfig, TextConfig
 from ..models.decoder import CaptionDecoder, DecoderConfig
@@ -31,6 +34,9 @@ FAMILIES = {name: Family(name, module) for name, module in {
     "timm": timm, "lukemelas": lukemelas, "npz": npz, "hf_vit": hf_vit, "hf_dinov2": hf_dinov2, "blip": blip,
     "vit_gpt2": vit_gpt2, "course": course, "catr": catr, "clip": clip, "hf_clip": hf_clip}.items()}
 MOST_POSITIONS = 1 << 20
+LONGEST_NAME = 400  # of a tensor, in characters
+
+log = logging.getLogger(__name__)
 CONFIGS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "vit": lambda nested: ViTConfig(**nested), "clip": CLIPConfig.from_dict, "captioner": CaptionerConfig.from_dict}
 
@@ -73,7 +79,7 @@ def convert(state: Mapping[str, Tensor], *, family: str = "auto", config: Mappin
         InputError: an unknown family; tensors missing, unexpected, doubled, of another shape or type (all listed);
             a field that contradicts the tensors; or several presets that fit and differ.
     """
-    source = _family(set(state), family)
+    source = family_of(set(state), family)
     state, notes = source.prepare(state)
     name = None if name is None else source.preset_name(name, state)
     told = {**source.fixed, **source.fields(state)}
@@ -93,13 +99,16 @@ def convert(state: Mapping[str, Tensor], *, family: str = "auto", config: Mappin
              or source.preprocessing(state))
     names = class_names or own.class_names
     check_counts(full, len(state))
-    model = _model(source, {**source.common, **full}, known, tokenizer, tuple(names) if names else None)
+    with undamaged("config"):
+        model = _model(source, {**source.common, **full}, known, tokenizer, tuple(names) if names else None)
     rules = source.untied(state) if full.get("decoder.tied") is False else source.table(state)
     renaming = table.rename(state, rules)
     # Copies: training this model shall not change the tensors it came from, nor another model made of them.
     tensors = {ours: tensor.detach().clone() for ours, tensor in renaming.tensors.items()}
     table.check(tensors, model.state_dict(), source=preset_name or "weights", table=rules, renaming=renaming)
     fill(model, tensors)
+    if strange := not_finite(model):
+        log.warning("%d tensors hold nan or infinite values: %s", len(strange), some(strange))
     renaming.receipt.notes += notes
     return Conversion(model.eval(), source.name, preset_name, renaming.receipt)
 
@@ -121,23 +130,40 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             module.compute_tables()
 
 
+def not_finite(model: nn.Module) -> list[str]:
+    """Names of the tensors with a value that is nan or infinite."""
+    return [name for name, tensor in model.state_dict().items() if not tensor.is_meta and not tensor.isfinite().all()]
+
+
 # -- which family, which model -----------------------------------------------------------------------------------
 
-def _family(names: set[str], family: str) -> Family:
+def family_of(names: set[str], family: str, source: str | PathLike[str] | None = None) -> Family:
+    """The family called so, or the one ("auto") whose keys these are.
+
+    Raises:
+        InputError: there is none, or the tensors are plainly those of another.
+    """
+    if long := [name for name in names if len(name) > LONGEST_NAME]:
+        raise InputError(f"has a tensor whose name is {len(long[0])} characters long: {long[0][:40]}...", source=source)
     if family != "auto" and family not in FAMILIES:
-        raise InputError(f"unknown family {family!r}; known are: {some(FAMILIES, 20)}")
-    for one in FAMILIES.values():
-        if one.recognises(names) if family == "auto" else one.name == family:
-            return one
+        raise InputError(f"unknown family {family!r}; known are: {some(FAMILIES, 20)}", source=source)
+    seen = [one for one in FAMILIES.values() if one.recognises(names)]
+    if family != "auto":
+        if seen and FAMILIES[family] not in seen:
+            raise InputError(f"its tensors do not fit family {family!r}: they are of {seen[0].name!r}", source=source)
+        return FAMILIES[family]
+    if seen:
+        return seen[0]
     raise InputError(f"these {len(names)} tensors are of no known family ({some(FAMILIES, 20)}); "
-                     f"the first are: {some(sorted(names), 4)}")
+                     f"the first are: {some(sorted(names), 4)}", source=source)
 
 
 def _ours(source: Family, config: Mapping[str, Any] | None) -> tuple[Described | None, Flat]:
     """What a config says: a family's own description, or our fields (flat)."""
     if not config:
         return None, {}
-    described = source.describe(config)
+    with undamaged("config"):  # of others, and of any content
+        described = source.describe(config)
     return (described, {}) if described else (None, flatten(config))
 
 

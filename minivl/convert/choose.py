@@ -70,6 +70,13 @@ def _different(names: Iterable[str]) -> list[str]:
     return list(first.values())
 
 
+def begins(name: str) -> list[str]:
+    """The presets, and old names of them, that a name begins with; of a preset of the hub the owner may be missing."""
+    name = name.removeprefix("timm/")
+    return [known for known in (*PRESETS, *ALIASES)
+            if name.startswith(known) or name.startswith(known.rpartition("/")[2])]
+
+
 def choose(family: str, told: Flat, name: str | None, full: Flat, needed: bool) -> tuple[str | None, Preset | None]:
     """The preset that `name` begins with (or an old name of it), or the one all fitting presets agree with.
 
@@ -77,10 +84,8 @@ def choose(family: str, told: Flat, name: str | None, full: Flat, needed: bool) 
     """
     fitting = fitting_names(family, told)
     if name is not None:
-        name = name.removeprefix("timm/")
         # a file name has no slash: after the owner a hub id goes on as files are called
-        named = [known for known in (*PRESETS, *ALIASES) if family in PRESETS[ALIASES.get(known, known)].families
-                 and (name.startswith(known) or name.startswith(known.rpartition("/")[2]))]
+        named = [known for known in begins(name) if family in PRESETS[ALIASES.get(known, known)].families]
         if named:
             longest = max(named, key=len)
             longest = ALIASES.get(longest, longest)
