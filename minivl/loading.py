@@ -355,7 +355,8 @@ def find_weights(source: str | os.PathLike[str]) -> Path:
         except InputError as error:
             if preset is not None:
                 raise
-            raise InputError(f"no such file; as a hub id: {error}", source=source) from None
+            why = str(error).removeprefix(f"{id}: ")
+            raise InputError(f"no such file; as a hub id: {why}", source=source) from None
     raise InputError(f"no such file, and no weights of that name are shipped; there are: "
                      f"{some(shipped) if shipped else 'none'}" + "; a hub id is owner/name" * ("/" in str(source)),
                      source=path)

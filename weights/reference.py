@@ -68,7 +68,7 @@ def answers(state: State, done: Conversion, description: Description | None) -> 
     model, values = found
     theirs, ours = traits(model), traits(done.model)
     if wrong := [f"{name} {ours[name]} where {library} has {theirs[name]}" for name in ours
-                 if ours[name] != theirs[name]]:
+                 if theirs[name] and ours[name] != theirs[name]]:  # a function in place of a module does not show
         raise InputError(f"converted with {some(wrong)}: name the preset (--name) or give its config.json (--config)")
     return f"{library} {version(PACKAGES.get(library, library))}", values
 

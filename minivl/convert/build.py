@@ -223,5 +223,7 @@ def _model(source: Family, full: Flat, preprocessing: Preprocessing | None, toke
             decoder = config.decoder
             if source.added and tokenizer.vocab_size == decoder.vocab_size - len(source.added):
                 tokenizer = tokenizer.with_added(source.added)
+            if tokenizer.vocab_size != decoder.vocab_size:  # said before its roles are found to be missing
+                raise InputError(f"the tokenizer has {tokenizer.vocab_size} entries, the decoder {decoder.vocab_size}")
             tokenizer = tokenizer.with_roles({"BOS": decoder.bos_id, "EOS": decoder.eos_id, "PAD": decoder.pad_id})
         return Captioner(config, preprocessing=preprocessing, tokenizer=tokenizer)
