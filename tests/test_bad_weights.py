@@ -69,7 +69,8 @@ def ends(main: Callable[[Any], None], capsys: pytest.CaptureFixture[str], *argv:
 @pytest.mark.parametrize("change, match", [
     ({"width": 10 ** 9}, "width 1000000000"),
     ({"width": 3 * 10 ** 17}, "damaged .RuntimeError"),
-    ({"width": -24}, "width=-24"), ({"width": True}, "damaged"), ({"mlp_dim": 10 ** 12}, r"6 of another shape.*\(1000000000000"),
+    ({"width": -24}, "width=-24"), ({"width": True}, "damaged"),
+    ({"mlp_dim": 10 ** 12}, r"6 of another shape.*\(1000000000000"),
     ({"depth": 10 ** 9}, "depth=1000000000: that many blocks in a file of 40 tensors cannot be"),
     ({"depth": 41}, "depth=41"), ({"eps": 0}, "eps=0: give a number"), ({"eps": NAN}, "eps=nan"),
     ({"eps": "1e-6"}, "eps='1e-6'"), ({"registers": 10 ** 9}, "1 missing: reg_token"), ({"act": ["gelu"]}, "damaged"),
@@ -295,11 +296,10 @@ def test_folders_that_are_no_models(foreign: tuple[Path, Path], tmp_path: Path,
         minivl.load(folder)
     (folder / "config.json").write_bytes(foreign[1].read_bytes())
     minivl.load(folder)
-    means = '"image_mean": [0, 0, 0], "image_std": [1, 1, 1]'
-    for text in ("[]", f'{{"size": {{"height": "a", "width": 3}}, {means}}}',
-                 f'{{"size": {{"height": -1, "width": 0}}, {means}}}',
-                 '{"size": 32, "image_mean": "abc", "image_std": [0, 0, 0]}', f'{{"size": 32, {means}, "resample": []}}'):
-        (folder / "preprocessor_config.json").write_text(text)
+    means: dict[str, Any] = {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}
+    for told in ([], {**means, "size": {"height": "a", "width": 3}}, {**means, "size": {"height": -1, "width": 0}},
+                 {**means, "size": 32, "resample": []}, {"size": 32, "image_mean": "abc", "image_std": [0, 0, 0]}):
+        (folder / "preprocessor_config.json").write_text(json.dumps(told))
         with pytest.raises(minivl.InputError) as caught:
             minivl.load(folder)
         assert str(caught.value).startswith(str(folder)) and "\n" not in str(caught.value)

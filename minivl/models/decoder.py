@@ -135,6 +135,8 @@ class DecoderConfig:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
         check_sizes(self, "memory_width", "head_dim")
+        if not isinstance(self.embed_eps, (int, float)) or not 1e-30 <= self.embed_eps <= 1:
+            raise InputError(f"embed_eps={self.embed_eps!r}: give a number from 1e-30 to 1")
         if self.head_dim != self.width and (self.head != "mlp" or self.tied):
             raise InputError(f'head_dim={self.head_dim}: only head="mlp", not tied, has a width of its own')
         for name in ("pad_id", "bos_id", "eos_id"):
