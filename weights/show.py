@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None) -> None:
     path = find_weights(args.file)
     shapes, metadata = read_header(path)
     header = read_own(metadata[HEADER_KEY], path) if HEADER_KEY in metadata else {}
-    numbers = sum(_numbers(shape) for shape in shapes.values())
+    numbers = sum(map(math.prod, shapes.values()))
     lines = [f"{path}: {len(shapes)} tensors, {numbers / 10 ** 6:.1f} M numbers"]
     lines += [f"{name}: {_short(name, value)}" for name, value in header.items()] or [
         "not written by minivl.save: " + (", ".join(metadata) or "no header")]
@@ -37,13 +38,6 @@ def main(argv: Sequence[str] | None) -> None:
         lines.append("verified: sha256" + (" and fingerprint" if noted else ""))
     programs.report(args, {"path": str(path), "header": header, **({"tensors": shapes} if args.tensors else {})},
                     "\n".join(lines))
-
-
-def _numbers(shape: Sequence[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def _short(name: str, value: Any, depth: int = 1) -> str:

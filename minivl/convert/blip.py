@@ -47,10 +47,10 @@ _TABLE = (
     *under((*renamed({
         "embeddings.class_embedding": "cls_token", "embeddings.position_embedding": "pos_embed",
         "embeddings.patch_embedding.{}": "patch_embed.proj.{}", "post_layernorm.{}": "norm.{}"}),
-        *hf.blocks(_VISION_BLOCK, "encoder.layers.{}.")), "vision_model.", "encoder."),
+        *under(_VISION_BLOCK, "encoder.layers.{}.")), "vision_model.", "encoder."),
     *under((*renamed({
         "embeddings.position_embeddings.weight": "pos_embed", "embeddings.LayerNorm.{}": "embed_norm.{}"}),
-        *hf.blocks(_TEXT_BLOCK, "encoder.layer.{}.")), _TEXT, "decoder."),
+        *under(_TEXT_BLOCK, "encoder.layer.{}.")), _TEXT, "decoder."),
     *under(renamed({"dense.{}": "dense.{}", "LayerNorm.{}": "norm.{}"}), f"{_HEAD}transform.", "decoder.head_in."),
     *(drop(f"{place}embeddings.position_ids", "positions are counted") for place in ("vision_model.", _TEXT)),
 )

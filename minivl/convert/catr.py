@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..models.grid import PREPROCESSING
 from .described import Described
-from .table import Rule, renamed
+from .table import Rule, attention, renamed
 
 __all__ = ["FIXED", "KIND", "NEEDED", "PREPROCESSING", "COMMON", "describe", "fields", "recognises", "table"]
 
@@ -29,13 +29,6 @@ FIXED: dict[str, Any] = {
     "decoder.pad_id": 0, "decoder.bos_id": 101, "decoder.eos_id": 102,  # [PAD], [CLS] and [SEP] of BERT
 }
 COMMON: dict[str, Any] = {"encoder.num_heads": 8, "decoder.num_heads": 8}  # of every published one
-
-
-def _attention(source: str, target: str) -> tuple[Rule, ...]:
-    """The four tensors of an attention; source and target are where it stands."""
-    fused = tuple(Rule(f"{source}.in_proj_{kind}", tuple(f"{target}.{letter}_proj.{kind}" for letter in "qkv"))
-                  for kind in ("weight", "bias"))
-    return (*fused, Rule(f"{source}.out_proj.{{}}", (f"{target}.out_proj.{{}}",)))
 
 
 TABLE = (
@@ -57,8 +50,8 @@ TABLE = (
            for norm in ("norm1", "norm2", "norm3")},
         "transformer.{}.norm.{}": "{}.norm.{}",
     }),
-    *_attention("transformer.{}.layers.{}.self_attn", "{}.blocks.{}.attn"),
-    *_attention("transformer.{}.layers.{}.multihead_attn", "{}.blocks.{}.cross"),
+    *attention("transformer.{}.layers.{}.self_attn", "{}.blocks.{}.attn"),
+    *attention("transformer.{}.layers.{}.multihead_attn", "{}.blocks.{}.cross"),
 )
 
 

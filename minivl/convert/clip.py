@@ -16,7 +16,7 @@ from . import hf_text
 from . import huggingface as hf
 from .described import Described
 from .open_clip_config import read_config
-from .table import Rule, drop, renamed, under
+from .table import Rule, attention, drop, renamed, turned, under
 
 if TYPE_CHECKING:
     from ..images import Preprocessing
@@ -32,11 +32,6 @@ _IMAGE_LAYER = r"visual\.transformer\.resblocks\.(\d+)\."
 _TEXT_LAYER = r"(?:text\.)?transformer\.resblocks\.(\d+)\."
 
 
-def turned(tensor: Tensor) -> Tensor:
-    """A matrix that is kept the other way round."""
-    return tensor.transpose(0, 1).contiguous()
-
-
 def as_token(tensor: Tensor) -> Tensor:
     """(D,) -> (1, 1, D)."""
     return tensor[None, None]
@@ -48,11 +43,11 @@ def as_table(tensor: Tensor) -> Tensor:
 
 
 _BLOCK = (
-    *renamed({"ln_1.{}": "norm1.{}", "ln_2.{}": "norm2.{}", "attn.out_proj.{}": "attn.out_proj.{}",
-              "mlp.c_fc.{}": "mlp.fc1.{}", "mlp.c_proj.{}": "mlp.fc2.{}"}),
-    Rule("attn.in_proj_{}", ("attn.q_proj.{}", "attn.k_proj.{}", "attn.v_proj.{}")),
+    *renamed({"ln_1.{}": "norm1.{}", "ln_2.{}": "norm2.{}", "mlp.c_fc.{}": "mlp.fc1.{}",
+              "mlp.c_proj.{}": "mlp.fc2.{}"}),
+    *attention("attn", "attn"),
 )
-_BLOCKS = hf.blocks(_BLOCK, "transformer.resblocks.{}.")
+_BLOCKS = under(_BLOCK, "transformer.resblocks.{}.")
 _VISION = (
     *renamed({"conv1.weight": "patch_embed.proj.weight", "ln_pre.{}": "norm_pre.{}", "ln_post.{}": "norm.{}"}),
     Rule("class_embedding", ("cls_token",), as_token), Rule("positional_embedding", ("pos_embed",), as_table),

@@ -17,7 +17,7 @@ from . import hf_text
 from . import huggingface as hf
 from . import timm
 from .described import Described
-from .table import Rule, drop, renamed, under
+from .table import Rule, attention, drop, renamed, under
 
 KIND = "captioner"
 NEEDED = (*(f"encoder.{field}" for field in timm.NEEDED), "decoder.num_heads")
@@ -34,19 +34,12 @@ UNTOLD = ("image_size", "num_classes", "pool", "norm_after_pool", "resize", "ste
 _HEADS = ("head", "head_dist", "pre_logits")  # of the encoder
 
 
-def _attention(source: str, target: str) -> tuple[Rule, ...]:
-    """The four tensors of a `torch.nn.MultiheadAttention`."""
-    fused = tuple(Rule(f"{source}.in_proj_{kind}", tuple(f"{target}.{letter}_proj.{kind}" for letter in "qkv"))
-                  for kind in ("weight", "bias"))
-    return (*fused, Rule(f"{source}.out_proj.{{}}", (f"{target}.out_proj.{{}}",)))
-
-
 _DECODER = (
     *renamed({"word_embedding.weight": "decoder.embed.weight", "head.{}": "decoder.head.{}"}),
-    *hf.blocks((*_attention("self_attn", "attn"), *_attention("multihead_attn", "cross"),
-                *renamed({"linear1.{}": "mlp.fc1.{}", "linear2.{}": "mlp.fc2.{}",
-                          **{f"{norm}.{{}}": f"{norm}.{{}}" for norm in ("norm1", "norm2", "norm3")}})),
-               "decoder.layers.{}.", "decoder.blocks.{}."),
+    *under((*attention("self_attn", "attn"), *attention("multihead_attn", "cross"),
+           *renamed({"linear1.{}": "mlp.fc1.{}", "linear2.{}": "mlp.fc2.{}",
+                     **{f"{norm}.{{}}": f"{norm}.{{}}" for norm in ("norm1", "norm2", "norm3")}})),
+           "decoder.layers.{}.", "decoder.blocks.{}."),
 )
 
 

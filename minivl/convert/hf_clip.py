@@ -20,7 +20,7 @@ __all__ = ["FIXED", "KIND", "NEEDED", "describe", "fields", "recognises", "table
 FIXED = hf_text.dotted("vision", {**VISION, "resize": "hf"})
 _IMAGE_LAYER = r"vision_model\.encoder\.layers\.(\d+)\."
 _TEXT_LAYER = r"text_model\.encoder\.layers\.(\d+)\."
-_BLOCKS = hf.blocks(renamed({
+_BLOCKS = under(renamed({
     **{f"self_attn.{name}_proj.{{}}": f"attn.{name}_proj.{{}}" for name in ("q", "k", "v", "out")},
     "layer_norm1.{}": "norm1.{}", "layer_norm2.{}": "norm2.{}", "mlp.fc1.{}": "mlp.fc1.{}",
     "mlp.fc2.{}": "mlp.fc2.{}"}), "encoder.layers.{}.")

@@ -84,7 +84,7 @@ def table(state: Mapping[str, Tensor]) -> tuple[Rule, ...]:
         "embeddings.patch_embeddings.projection.{}": "patch_embed.proj.{}", "layernorm.{}": "norm.{}"})
     memory = hf.of_memory(state)
     attention = (hf.MEMORY_BLOCK if memory else hf.PUBLISHED_BLOCK)[:4]
-    rules += hf.blocks(attention + _BLOCK + _MLP[_gated(state), memory], "encoder.layer.{}.")
+    rules += under(attention + _BLOCK + _MLP[_gated(state), memory], "encoder.layer.{}.")
     rules += (drop("embeddings.mask_token", "masked tokens are of pretraining only"),)
     return under(rules, _prefix(set(state)), "") + renamed({"classifier.{}": "head.{}"})
 

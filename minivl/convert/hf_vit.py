@@ -55,8 +55,8 @@ def _prefix(names: set[str]) -> str:
 
 def table(state: Mapping[str, Tensor]) -> tuple[Rule, ...]:
     """The names of these tensors in ours."""
-    rules = _EMBEDDINGS + (hf.blocks(hf.MEMORY_BLOCK, "layers.{}.") if hf.of_memory(state)
-                           else hf.blocks(hf.PUBLISHED_BLOCK, "encoder.layer.{}."))
+    rules = _EMBEDDINGS + (under(hf.MEMORY_BLOCK, "layers.{}.") if hf.of_memory(state)
+                           else under(hf.PUBLISHED_BLOCK, "encoder.layer.{}."))
     return under(rules, _prefix(set(state)), "") + _HEADS
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import InputError, some
-from .table import Rule, renamed
+from .table import renamed
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +141,3 @@ def _sides(size: Any) -> tuple[int, int] | None:
     if isinstance(size, Mapping):
         return (size["height"], size["width"]) if {"height", "width"} <= set(size) else None
     return pair(size) if isinstance(size, (int, list, tuple)) else None
-
-
-def blocks(rules: Sequence[Rule], source: str, target: str = "blocks.{}.") -> tuple[Rule, ...]:
-    """Rules of one block, for a numbered list of them: both prefixes hold the number's ``{}``."""
-    return tuple(rule._replace(source=source + rule.source, targets=tuple(target + name for name in rule.targets))
-                 for rule in rules)

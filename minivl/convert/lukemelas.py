@@ -11,7 +11,7 @@ from torch import Tensor
 from ..images import Preprocessing
 from . import huggingface as hf
 from .described import Described
-from .table import Rule, drop, renamed
+from .table import Rule, drop, renamed, under
 
 KIND = "vit"
 NEEDED = ("num_heads",)
@@ -22,9 +22,9 @@ _BLOCK = r"transformer\.blocks\.(\d+)\."
 TABLE = (
     *renamed({"class_token": "cls_token", "positional_embedding.pos_embedding": "pos_embed",
               "patch_embedding.{}": "patch_embed.proj.{}", "norm.{}": "norm.{}", "fc.{}": "head.{}"}),
-    *hf.blocks(renamed({"norm1.{}": "norm1.{}", "norm2.{}": "norm2.{}", "proj.{}": "attn.out_proj.{}",
-                        **{f"attn.proj_{letter}.{{}}": f"attn.{letter}_proj.{{}}" for letter in "qkv"},
-                        "pwff.fc1.{}": "mlp.fc1.{}", "pwff.fc2.{}": "mlp.fc2.{}"}), "transformer.blocks.{}."),
+    *under(renamed({"norm1.{}": "norm1.{}", "norm2.{}": "norm2.{}", "proj.{}": "attn.out_proj.{}",
+                   **{f"attn.proj_{letter}.{{}}": f"attn.{letter}_proj.{{}}" for letter in "qkv"},
+                   "pwff.fc1.{}": "mlp.fc1.{}", "pwff.fc2.{}": "mlp.fc2.{}"}), "transformer.blocks.{}."),
     drop("pre_logits.{}", "the representation layer, which this library's own loader leaves out too"),
 )
 

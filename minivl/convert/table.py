@@ -53,10 +53,24 @@ def renamed(pairs: Mapping[str, str]) -> tuple[Rule, ...]:
     return tuple(Rule(source, (target,)) for source, target in pairs.items())
 
 
-def under(rules: Sequence[Rule], source: str, target: str) -> tuple[Rule, ...]:
-    """The same rules for a model inside another: prefixes (with their dots) of the names on either side."""
+def under(rules: Sequence[Rule], source: str, target: str = "blocks.{}.") -> tuple[Rule, ...]:
+    """The same rules for a part of a model: prefixes (with their dots) of the names on either side. Those of a numbered
+    list of blocks hold the number's ``{}``."""
     return tuple(rule._replace(source=source + rule.source, targets=tuple(target + name for name in rule.targets))
                  for rule in rules)
+
+
+def attention(source: str, target: str) -> tuple[Rule, ...]:
+    """The four tensors of a `torch.nn.MultiheadAttention`, which fuses the projections of queries, keys and values;
+    source and target are where it stands."""
+    fused = tuple(Rule(f"{source}.in_proj_{kind}", tuple(f"{target}.{letter}_proj.{kind}" for letter in "qkv"))
+                  for kind in ("weight", "bias"))
+    return (*fused, Rule(f"{source}.out_proj.{{}}", (f"{target}.out_proj.{{}}",)))
+
+
+def turned(weight: Tensor) -> Tensor:
+    """A matrix that is kept as (in, out)."""
+    return weight.transpose(0, 1)
 
 
 @dataclass

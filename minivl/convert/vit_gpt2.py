@@ -12,7 +12,7 @@ from ..errors import InputError
 from . import hf_text, hf_vit
 from . import huggingface as hf
 from .described import Described
-from .table import Rule, drop, renamed, under
+from .table import Rule, drop, renamed, turned, under
 
 KIND = "captioner"
 NEEDED = (*(f"encoder.{field}" for field in hf_vit.NEEDED), "decoder.num_heads", "decoder.act", "decoder.eps",
@@ -26,14 +26,9 @@ _WORDS, _HEAD = "decoder.transformer.wte.weight", "decoder.lm_head.weight"
 _LAYER = r"decoder\.transformer\.h\.(\d+)\."
 
 
-def _turned(weight: Tensor) -> Tensor:
-    """GPT-2 keeps its matrices as (in, out)."""
-    return weight.transpose(0, 1)
-
-
 def _linear(source: str, *targets: str) -> tuple[Rule, Rule]:
     """Weight and bias of one of its layers, which may be several of ours in one."""
-    return (Rule(f"{source}.weight", tuple(f"{target}.weight" for target in targets), _turned),
+    return (Rule(f"{source}.weight", tuple(f"{target}.weight" for target in targets), turned),
             Rule(f"{source}.bias", tuple(f"{target}.bias" for target in targets)))
 
 
@@ -52,7 +47,7 @@ _BLOCK = (
 _TEXT = (
     *renamed({"decoder.transformer.wpe.weight": "decoder.pos_embed", "decoder.transformer.ln_f.{}": "decoder.norm.{}",
               "enc_to_dec_proj.{}": "proj.{}"}),
-    *hf.blocks(_BLOCK, "decoder.transformer.h.{}.", "decoder.blocks.{}."),
+    *under(_BLOCK, "decoder.transformer.h.{}.", "decoder.blocks.{}."),
 )
 
 

@@ -17,7 +17,7 @@ from ..images import Preprocessing
 from ..nn.blocks import EncoderBlock
 from ..nn.record import AttnRecord, Site, filling, want
 from ..text.tokenizer import Tokenizer
-from .vit import ViT, ViTConfig, check_rates, check_sizes
+from .vit import ViT, ViTConfig, check_rates, check_sizes, reset_linears
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,7 @@ class TextTransformer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Random start: truncated normals (std 0.02) for weights and tables, zeros for biases."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        reset_linears(self)
         nn.init.trunc_normal_(self.embed.weight, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
@@ -199,7 +195,6 @@ class CLIP(nn.Module):
     """
 
     kind = "clip"
-    config_type = CLIPConfig
 
     def __init__(self, config: CLIPConfig, *, tokenizer: Tokenizer | None = None,
                  preprocessing: Preprocessing | None = None) -> None:

@@ -37,6 +37,15 @@ def check_rates(config: Any) -> None:
             raise InputError(f"{name}={value!r}: give a number from {low:g} to {high:g}")
 
 
+def reset_linears(model: nn.Module) -> None:
+    """Random start of every linear layer: truncated normals (std 0.02) for weights, zeros for biases."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 @dataclass(frozen=True)
 class ViTConfig:
     """Everything that fixes a ViT's shapes and arithmetic.
@@ -205,11 +214,7 @@ class ViT(nn.Module):
 
     def reset_parameters(self) -> None:
         """Random start: truncated normals (std 0.02) for weights and tables, zeros for biases."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        reset_linears(self)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for token in (self.cls_token, self.dist_token, self.reg_token):
             if token is not None:
@@ -223,9 +228,7 @@ class ViT(nn.Module):
         width = 2 * config.width if config.pool == "class+mean" else config.width
         like = {"device": self.pos_embed.device, "dtype": self.pos_embed.dtype}
         head = nn.Linear(width, config.num_classes, bias=config.head_bias, **like)
-        nn.init.trunc_normal_(head.weight, std=0.02)
-        if head.bias is not None:
-            nn.init.zeros_(head.bias)
+        reset_linears(head)
         return head
 
     def replace_head(self, num_classes: int) -> None:
