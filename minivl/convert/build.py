@@ -104,7 +104,9 @@ def convert(state: Mapping[str, Tensor], *, family: str = "auto", config: Mappin
     rules = source.untied(state) if full.get("decoder.tied") is False else source.table(state)
     renaming = table.rename(state, rules)
     # Copies: training this model shall not change the tensors it came from, nor another model made of them.
-    tensors = {ours: tensor.detach().clone() for ours, tensor in renaming.tensors.items()}
+    # Row by row, as they will be saved: a matrix that lies turned is multiplied in another order of sums.
+    tensors = {ours: tensor.detach().clone(memory_format=torch.contiguous_format)
+               for ours, tensor in renaming.tensors.items()}
     table.check(tensors, model.state_dict(), source=preset_name or "weights", table=rules, renaming=renaming)
     fill(model, tensors)
     if strange := not_finite(model):
