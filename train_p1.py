@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     data.add_argument("--data", help="a folder per class, or {label}_*.jpg with id2label.json; with train/ and val/ or "
                       "validation/; or oxford-iiit-pet:FOLDER; without it: the built-in scenes")
     data.add_argument("--val-fraction", type=float, help="share of each class to validate on, without val/")
+    data.add_argument("--fold", type=fold_of, help="K/N, for cross-validation: validate on part K of N of the training "
+                      "pictures; val/ is not looked at")
     data.add_argument("--scenes", type=int, default=4000, help="training scenes, without --data")
     data.add_argument("--val-scenes", type=int, default=500, help="validation scenes, without --data")
     model = parser.add_argument_group("model")
@@ -108,10 +111,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give 1 or more")
     if args.val_fraction is not None and not args.data:
         raise InputError("--val-fraction splits the pictures of --data, which is not given")
+    if args.fold and (args.val_fraction is not None or not args.data):
+        raise InputError("--fold splits the training pictures of --data: give that, and no --val-fraction")
     if args.shard and (args.sam_local or probing(args)):
         raise InputError("--shard: with --sam-local no process has gradients of its own, and a head alone "
                          "(--freeze encoder, nothing augmented) has nothing to share out; leave one of the two out")
     return args
+
+
+def fold_of(text: str) -> str:
+    if not re.fullmatch("[0-9]+/[0-9]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: give K/N, such as 1/3")
+    return text
 
 
 def run_folder(text: str) -> Path:
@@ -193,7 +204,9 @@ def load_data(args: argparse.Namespace, preprocessing: Preprocessing, say: Say) 
         return Data(train.images, train.labels, val.images, val.labels, train.names, [args.scenes, args.val_scenes])
     sets: list[Labelled] = []
     skipped: list[Skipped] = []
-    for one in train_and_val(args.data, val_fraction=args.val_fraction, seed=args.seed):
+    part, _, parts = (args.fold or "").partition("/")
+    fold = (int(part), int(parts)) if args.fold else None
+    for one in train_and_val(args.data, val_fraction=args.val_fraction, fold=fold, seed=args.seed):
         good, broken = check_readable(one, programs.progress, preprocessing=preprocessing, every_class=not sets)
         sets.append(good)
         skipped += [*one.skipped, *broken]

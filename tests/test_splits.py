@@ -82,6 +82,33 @@ def oxford_pets(root: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("aside", [False, True])
+def test_folds_are_a_partition_of_the_training_pictures(tmp_path: Path, aside: bool) -> None:
+    counts = {"a": 3, "b": 4, "c": 11}
+    top = "train/" if aside else ""
+    tree(tmp_path, *(f"{top}{name}/{number}.jpg" for name, count in counts.items() for number in range(count)))
+    if aside:
+        tree(tmp_path, "val/a/aside.jpg")
+    every = sorted(read_labelled(tmp_path / top).files)
+    parts = [train_and_val(tmp_path, fold=(number, 3), seed=5) for number in (1, 2, 3)]
+    for train, val in parts:
+        assert sorted(train.files + val.files) == every and train.names == val.names == ("a", "b", "c")
+        assert all(0 <= had * 3 - whole <= 2 or 0 <= whole - had * 3 <= 2
+                   for had, whole in zip(val.counts(), counts.values()))
+    assert sorted(file for _, val in parts for file in val.files) == every
+    assert train_and_val(tmp_path, fold=(2, 3), seed=5) == parts[1]
+    assert train_and_val(tmp_path, fold=(2, 3), seed=6)[1].files != parts[1][1].files
+
+
+@pytest.mark.parametrize("fold, fraction, said", [
+    ((0, 3), None, "fold 0/3: give k/n"), ((4, 3), None, "fold 4/3"), ((1, 1), None, "n of 2 or more"),
+    ((1, 3), None, "'b' has only 2 pictures, every fold needs one"), ((1, 2), 0.5, "give one of them")])
+def test_folds_that_cannot_be_made(tmp_path: Path, fold: tuple[int, int], fraction: float | None, said: str) -> None:
+    tree(tmp_path, "a/1.jpg", "a/2.jpg", "a/3.jpg", "b/1.jpg", "b/2.jpg")
+    with pytest.raises(InputError, match=said):
+        train_and_val(tmp_path, fold=fold, val_fraction=fraction)
+
+
 def test_oxford_pets_by_name(tmp_path: Path) -> None:
     folder = oxford_pets(tmp_path)
     train, val = train_and_val(f"oxford-iiit-pet:{tmp_path}")

@@ -191,6 +191,14 @@ def test_the_image_tower_of_a_clip(data: Path, tmp_path: Path) -> None:
     assert model.config.pre_norm and model.head.bias is not None and model.class_names == NAMES
 
 
+def test_a_fold_for_cross_validation_resumes(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "whole", fold="2/3")
+    train_p1.main(options(data, tmp_path / "parts", "--time-limit", "1e-9", fold="2/3"))
+    train_p1.main(options(data, tmp_path / "parts", "--resume", fold="2/3"))
+    assert story(tmp_path / "parts") == story(tmp_path / "whole")
+    assert "fold" in mistake(options(data, tmp_path / "parts", "--resume", fold="1/3"))
+
+
 def test_a_recipe(data: Path, tmp_path: Path) -> None:
     model = train(data, tmp_path / "run", recipe="pets-lukemelas", model=None, epochs=1)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -339,6 +347,8 @@ def broken(folder: Path) -> None:
     (broken, {}, "no picture of 'berry' can be used"),
     (None, {"val_fraction": 0.2}, "val_fraction=0.2 would split another off"),
     (None, {"data": None, "val_fraction": 0.2}, "--val-fraction splits the pictures of --data"),
+    (None, {"fold": "1/3", "val_fraction": 0.2}, "--fold splits the training pictures of --data"),
+    (None, {"data": None, "fold": "1/3"}, "--fold splits"), (None, {"fold": "4/3"}, "fold 4/3: give k/n"),
     (None, {"init": "nowhere.safetensors"}, "nowhere.safetensors"),
     (None, {"init": "none", "model": "vit_huge"}, "unknown model 'vit_huge'"),
     (None, {"image_size": 20}, "is not a whole number of patches"),

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def train_and_val(folder: str | os.PathLike[str], *, val_fraction: float | None = None,
-                  seed: int = 0) -> tuple[Labelled, Labelled]:
+                  fold: tuple[int, int] | None = None, seed: int = 0) -> tuple[Labelled, Labelled]:
     """Training and validation pictures with the same classes.
 
     Args:
@@ -32,17 +32,27 @@ def train_and_val(folder: str | os.PathLike[str], *, val_fraction: float | None 
             ROOT (downloaded where it is missing): its "trainval" part with its "test" part or, with `val_fraction`,
             a split of "trainval".
         val_fraction: share of each class that is split off for validation; see `split_off`.
+        fold: (k, n) takes part k of n of the training pictures for validation, for cross-validation: pictures set
+            aside in ``val/`` are not looked at; see `one_fold`.
         seed: of that split.
 
     Raises:
-        InputError: as `read_labelled`; no validation pictures, or both a folder of them and `val_fraction`; a class
-            without training pictures.
+        InputError: as `read_labelled`; no validation pictures, or both a folder of them and `val_fraction`; both
+            `val_fraction` and `fold`; a class without training pictures.
     """
+    if fold is not None and val_fraction is not None:
+        raise InputError("val_fraction and fold both split the training pictures: give one of them")
     kind, _, root = str(folder).partition(":")
     if kind == OXFORD_PETS:
         train, val = _oxford_pets(root)
+        if fold is not None:
+            return one_fold(train, *fold, seed)
         return (train, val) if val_fraction is None else split_off(train, val_fraction, seed)
     train_folder, val_folder = (split_folder(folder, split) for split in SPLITS)
+    if fold is not None:
+        train = read_labelled(train_folder or folder)
+        train.check_classes(train_folder or folder)
+        return one_fold(train, *fold, seed)
     if val_folder is None and val_fraction is None:
         raise InputError("holds no val/ or validation/: give a share of the pictures to validate with "
                          "(val_fraction)", source=folder)
@@ -75,6 +85,28 @@ def split_off(labelled: Labelled, fraction: float, seed: int = 0) -> tuple[Label
         taken |= {places[place] for place in drawn}
     if not taken:
         raise InputError("no class has two pictures: nothing can be split off")
+    rest = labelled.only(place for place in range(len(labelled)) if place not in taken)
+    return rest, replace(labelled.only(sorted(taken)), skipped=())
+
+
+def one_fold(labelled: Labelled, fold: int, folds: int, seed: int = 0) -> tuple[Labelled, Labelled]:
+    """The other parts, and part `fold` (from 1) of `folds` parts of each class, alike in size to one picture.
+
+    The parts of all folds together are the whole, each picture once; which ones depends on the seed, the class and
+    the number of its pictures.
+
+    Raises:
+        InputError: a fold out of range, or a class with fewer pictures than folds.
+    """
+    if not 1 <= fold <= folds or folds < 2:
+        raise InputError(f"fold {fold}/{folds}: give k/n with n of 2 or more and k from 1 to n")
+    taken: set[int] = set()
+    for label, name in enumerate(labelled.names):
+        places = [place for place, own in enumerate(labelled.labels) if own == label]
+        if len(places) < folds:
+            raise InputError(f"fold {fold}/{folds}: {name!r} has only {len(places)} pictures, every fold needs one")
+        drawn = np.random.default_rng([seed, label]).permutation(len(places))[fold - 1::folds]
+        taken |= {places[place] for place in drawn}
     rest = labelled.only(place for place in range(len(labelled)) if place not in taken)
     return rest, replace(labelled.only(sorted(taken)), skipped=())
 
