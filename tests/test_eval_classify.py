@@ -223,6 +223,54 @@ def test_weights_without_names(place: Place, capsys: pytest.CaptureFixture[str])
     assert place.run("--unlabelled") and len(capsys.readouterr().out.splitlines()) == 1
 
 
+def noted(place: Place, id2label: Any, names: tuple[str, ...] | None = NAMES) -> None:
+    """The weights, with what train_p1.py notes in their header."""
+    minivl.save(vit(names), place.weights, about={"program": "train_p1.py", "id2label": id2label})
+
+
+@pytest.mark.parametrize("names", [NAMES, None])
+def test_numbers_that_the_weights_note(names: Any, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without any id2label.json they are written, and labels are read by them; 2 stands before 10 and 11."""
+    ids = [2, 3, 5, 10, 11, 40]
+    noted(place, dict(zip(ids, NAMES)), names)
+    photos, labels = labelled(place)
+    guesses = logits(vit(), place.photos, photos).argmax(1).tolist()
+    rows = [[name, str(ids[guess])] for name, guess in zip(photos, guesses)]
+    assert place.run()[1:] == rows == place.run("--unlabelled")[1:]
+    assert "no labels" in capsys.readouterr().out
+    assert place.run("--label-names")[1:] == [[name, NAMES[guess]] for name, guess in zip(photos, guesses)]
+    capsys.readouterr()
+    photos = renamed(place, photos, [f"{ids[label]}_{name}" for name, label in zip(photos, labels)])
+    scored(place, photos, labels, capsys)
+    (place.photos / photos[0]).rename(place.photos / f"7_{photos[0]}")
+    with pytest.raises(InputError, match="1 of 12 photos do not begin with a number or name of .*weights.safetensors"):
+        place.run()
+
+
+def test_a_file_comes_before_what_the_weights_note(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    noted(place, dict(zip(range(20, 26), NAMES)))
+    photos, labels = labelled(place)
+    photos = renamed(place, photos, [f"{label}_{name}" for name, label in zip(photos, labels)])
+    assert {int(label) for _, label in place.run()[1:]} <= {*range(20, 26)}  # numbers of another list: no labels
+    assert "no labels" in capsys.readouterr().out
+    table(place.photos)
+    scored(place, photos, labels, capsys)
+    assert {int(label) for _, label in place.rows()[1:]} <= {*range(6)}
+
+
+@pytest.mark.parametrize("id2label, told", [
+    ([1], "its minivl header is damaged: about.id2label is list"), ({}, "about.id2label is dict, or empty"),
+    ({"a": "cat"}, "about.id2label has the entry 'a': 'cat'"), ({"0": 3}, "about.id2label has the entry '0': 3"),
+    (dict(enumerate(NAMES[:4])), "weights.safetensors: has 4 classes, the head of")])
+def test_notes_that_cannot_be(id2label: Any, told: str, place: Place) -> None:
+    draw(place.photos, "a.png")
+    noted(place, id2label)
+    with pytest.raises(InputError) as raised:
+        place.run()
+    assert told in str(raised.value) and str(raised.value).startswith(str(place.weights))
+    assert not place.out.parent.exists()
+
+
 def test_classes_of_one_name(place: Place, capsys: pytest.CaptureFixture[str],
                              caplog: pytest.LogCaptureFixture) -> None:
     """They are told apart by their numbers, as ImageNet's two cranes."""

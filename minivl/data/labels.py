@@ -271,7 +271,15 @@ def read_table(file: Path) -> ClassTable:
     Raises:
         InputError: no such file, or none of this form.
     """
-    data = read_json(file)
+    return table_of(read_json(file), file)
+
+
+def table_of(data: Any, file: Path) -> ClassTable:
+    """The classes of what an id2label.json holds, wherever it stood.
+
+    Raises:
+        InputError: none of this form, with `file` in front.
+    """
     wanted = 'an object such as {"0": "cat", "1": "dog"} is needed'
     if not isinstance(data, dict) or not data:
         raise InputError(f"is {type(data).__name__}, or empty: {wanted}", source=file)
