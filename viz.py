@@ -1,15 +1,18 @@
-"""Every picture: captions word by word, the heads of a layer, position embeddings, and the curves of trainings."""
+"""Every picture: captions word by word, the best and the worst of them, the heads of a layer, position embeddings, and
+the curves of trainings.
+"""
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,6 +27,7 @@ from minivl.geometry import Geometry
 from minivl.images import open_photo, to_tensor
 from minivl.loading import Model
 from minivl.maps import to_grid, upsample, word_rows
+from minivl.metrics.clipscore import PRESETS
 from minivl.models.captioner import Caption, Captioner
 from minivl.models.clip import CLIP
 from minivl.models.vit import ViT
@@ -33,15 +37,22 @@ from minivl.plotting.captions import caption_sheet
 from minivl.plotting.figure import save_figure
 from minivl.plotting.history import history_plot
 from minivl.plotting.positions import positions_plot
+from minivl.plotting.ranking import MOST_WORDS, Ranked, ranking_sheet, word_size
 from minivl.plotting.sheet import panel_size
 from minivl.text.tokenizer import Tokenizer
+from minivl.train.clip_features import clip_name, load_clip
+from minivl.train.clip_judge import ClipJudge
 from minivl.train.looks import noted_look
 from minivl.train.loop import autocast
+from minivl.train.ranking import Captioned, extremes, photos_of, read_captioned, say_captions
 from minivl.train.run import read_history
+from minivl.train.telling import tell
 
-SHIPPED = "scenes-captioner"
+SHIPPED, SHIPPED_CLIP = "scenes-captioner", "scenes-clip"
 SCENES_START = 20_000_000  # no scene from here on is trained or validated on
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+SCENES_RANKED = 60  # scenes among which the best and the worst captions are looked for
+MOST_PAIRS = 20  # of best and of worst captions in one picture
 TOGETHER = 16  # photos of a batch
 Batch = tuple[list["Source"], list[Image.Image], Tensor, list[Geometry]]
 
@@ -52,7 +63,8 @@ log = logging.getLogger("viz")
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = programs.Parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="caption | attention | positions | history")
+    commands = parser.add_subparsers(dest="command", required=True,
+                                     metavar="caption | ranking | attention | positions | history")
     caption = commands.add_parser("caption", help="photos word by word", doc="Caption photos, and show where "
                                   "each word looked. Without photos: built-in scenes.")
     caption.add_argument("images", nargs="*", metavar="IMAGE", type=Path, help="photos, or folders of photos")
@@ -66,6 +78,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                          "it: what the weights note, or the last)")
     caption.add_argument("--heads", type=_heads, help='of that layer: "mean" or numbers such as 0,2 that are '
                          "averaged (without it: what the weights note, or the mean of all)")
+    _add_ranking(commands)
     attention = commands.add_parser("attention", help="photos head by head", doc="Show what the [class] "
                                     "token attends to, in the mean of the heads and in every head.")
     attention.add_argument("images", nargs="+", metavar="IMAGE", type=Path,
@@ -95,6 +108,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     programs.check_common(args)
     return args
+
+
+def _add_ranking(commands: Any) -> None:
+    ranking = commands.add_parser(
+        "ranking", help="the best and the worst captions", doc="Draw the captions with the highest and the lowest "
+        "CLIPScore, and where a captioner looks when it is told each of their words. Without --predictions the "
+        "captions are the captioner's own; without --images the photos are built-in scenes.")
+    ranking.add_argument("--predictions", type=Path, help="captions: JSON by file name, COCO results or JSON lines")
+    ranking.add_argument("--images", type=Path, help="folder of their photos, and of folders of photos")
+    ranking.add_argument("--clip", help=f"the CLIP that scores (for scenes {SHIPPED_CLIP}, which is shipped)")
+    ranking.add_argument("--clip-preset", choices=tuple(PRESETS), default="hessel", help="which CLIPScore")
+    ranking.add_argument("--weights", help=f"the captioner whose attention is drawn; without it there is none (for "
+                         f"scenes {SHIPPED}, which is shipped)")
+    ranking.add_argument("--pairs", type=int, default=3, help="so many of the best, and of the worst")
+    ranking.add_argument("--out", type=Path, default=Path("runs/viz/ranking.png"), help="the picture (.png)")
+    ranking.add_argument("--scenes", type=int, help=f"how many to rank, where no photos are given (without it: "
+                         f"{SCENES_RANKED})")
+    ranking.add_argument("--beams", type=int, help="of the search, where the captions are the captioner's own "
+                         "(without it: 3)")
+    ranking.add_argument("--layer", type=int, help="of the captioner, as for viz.py caption")
+    ranking.add_argument("--heads", type=_heads, help="of that layer, as for viz.py caption")
+    ranking.add_common()
 
 
 def _heads(text: str) -> str | tuple[int, ...]:
@@ -203,6 +238,15 @@ def load(weights: str, out: Path, device: torch.device) -> Model:
     return model
 
 
+def captioner_of(model: Model, weights: str) -> Captioner:
+    """A model, if it says captions."""
+    if isinstance(model, Captioner):
+        return model
+    kind = "classifier" if isinstance(model, ViT) else model.kind
+    raise InputError(f"is a {kind}, which says no captions; give the weights of a captioner (train_p2.py makes them), "
+                     "or use: viz.py attention", source=weights)
+
+
 def check_layer(model: Model, site: str, layer: int, heads: str | Sequence[int], asked: str) -> int:
     """The layer counted from 0.
 
@@ -250,6 +294,15 @@ def look_of(captioner: Captioner, weights: str, layer: int | None,
     return Look(check_layer(captioner, "cross", layer, heads, asked), heads)
 
 
+def look_note(look: Look, captioner: Captioner) -> str:
+    """What is shown, in words."""
+    decoder = captioner.config.decoder
+    named = f"mean of all {decoder.num_heads} heads"
+    if look.heads != "mean":
+        named = f"{'mean of heads' if len(look.heads) > 1 else 'head'} {', '.join(map(str, look.heads))}"
+    return f"cross-attention in decoder layer {look.layer} (of 0 to {decoder.depth - 1}), {named}"
+
+
 # -- caption -------------------------------------------------------------------------------------------------
 
 def spans(caption: Caption, tokenizer: Tokenizer | None, eos_id: int) -> list[tuple[str, int, int]]:
@@ -283,16 +336,26 @@ def draw_caption(photo: Image.Image, caption: Caption, cross: Tensor, labels: Se
         note: what cross is.
         target: the PNG.
     """
-    rows = word_rows(cross, [(start, stop) for _, start, stop in labels])  # (W, N)
-    if n_prefix and len(rows):
-        share = rows[:, :n_prefix].sum(1).mean()
-        note += f" · {share:.0%} of the weight is on the [class] token, not on patches"
-    maps = upsample(to_grid(rows, n_prefix, geometry.grid), shown(geometry, len(labels) + 1))  # (W, h, w)
-    panels = [("<BOS>", None), *((label, heat.numpy()) for (label, _, _), heat in zip(labels, maps))]
+    maps, share = word_maps(cross, labels, shown(geometry, len(labels) + 1), n_prefix)
+    panels = [("<BOS>", None), *maps]
     text = caption.text
     if text is None:
         text = " ".join(label for label, _, _ in labels if label != "<EOS>")
-    save_figure(caption_sheet(photo, panels, caption=text, logprob=caption.logprob, note=note), target)
+    save_figure(caption_sheet(photo, panels, caption=text, logprob=caption.logprob, note=note + share), target)
+
+
+def word_maps(cross: Tensor, labels: Sequence[tuple[str, int, int]], geometry: Geometry,
+              n_prefix: int) -> tuple[list[tuple[str, np.ndarray]], str]:
+    """(word, heat over the geometry's source) of each label, and what is to be said of the weight that is on no patch.
+
+    Args: as of `draw_caption`.
+    """
+    rows = word_rows(cross, [(start, stop) for _, start, stop in labels])  # (W, N)
+    share = ""
+    if n_prefix and len(rows):
+        share = f" · {rows[:, :n_prefix].sum(1).mean():.0%} of the weight is on the [class] token, not on patches"
+    maps = upsample(to_grid(rows, n_prefix, geometry.grid), geometry)  # (W, h, w)
+    return [(label, heat.numpy()) for (label, _, _), heat in zip(labels, maps)], share
 
 
 @torch.no_grad()
@@ -302,18 +365,12 @@ def run_caption(args: argparse.Namespace) -> None:
         raise InputError("--weights is missing: which captioner shall see these photos?")
     sources = photos(args.images, args.out)
     weights, device = args.weights or SHIPPED, programs.device_of(args.device)
-    model = load(weights, args.out, device)
-    if not isinstance(model, Captioner):
-        raise InputError("is a classifier, which says no captions; give the weights of a captioner "
-                         "(train_p2.py makes them), or use: viz.py attention", source=weights)
+    model = captioner_of(load(weights, args.out, device), weights)
     look, decoder = look_of(model, weights, args.layer, args.heads), model.config.decoder
     max_len = model.longest if args.max_len is None else args.max_len
     assert model.preprocessing is not None  # `load` saw to it
     sources = sources or scenes(args.scenes, args.seed, model.preprocessing.size[0], args.out)
-    named = f"mean of all {decoder.num_heads} heads"
-    if look.heads != "mean":
-        named = f"{'mean of heads' if len(look.heads) > 1 else 'head'} {', '.join(map(str, look.heads))}"
-    note = f"cross-attention in decoder layer {look.layer} (of 0 to {decoder.depth - 1}), {named}"
+    note = look_note(look, model)
     for part, opened, images, geometries in batches(sources, model):
         record = AttnRecord(sites=("cross",), layers=[look.layer], heads=look.heads)
         with autocast(device, programs.precision_of(args.precision, device)):
@@ -329,6 +386,96 @@ def run_caption(args: argparse.Namespace) -> None:
             programs.report(args, {"image": source.name, "text": caption.text, "ids": list(caption.ids),
                                    "words": words, "logprob": caption.logprob, "path": str(source.target)},
                             f"{source.target}: {list(caption.ids) if caption.text is None else caption.text}")
+
+
+# -- ranking -------------------------------------------------------------------------------------------------
+
+def check_ranking(args: argparse.Namespace) -> None:
+    """Raise InputError for options that do not go together."""
+    if not 1 <= args.pairs <= MOST_PAIRS:
+        raise InputError(f"--pairs {args.pairs}: give 1 to {MOST_PAIRS}")
+    if args.out.suffix.lower() != ".png":
+        raise InputError(f"--out {args.out}: the picture is written as .png, name it so")
+    if args.predictions and not args.images:
+        raise InputError("--images is missing: where are the photos of these predictions?")
+    if args.images and not args.clip:
+        raise InputError("--clip is missing: which CLIP shall score captions of these photos?")
+    if args.images and not args.predictions and not args.weights:
+        raise InputError("--predictions or --weights is missing: whose captions shall be ranked?")
+    if args.images and args.scenes is not None:
+        raise InputError("--scenes: photos are given with --images; give one of the two")
+    if args.predictions and args.beams is not None:
+        raise InputError("--beams: the captions are given with --predictions, none is searched for")
+    if args.images and not args.weights and not (args.layer is None and args.heads is None):
+        raise InputError("--layer, --heads: without --weights there is no captioner whose attention could be drawn")
+
+
+def ranked(names: Sequence[str], found: Captioned, heads: Mapping[str, str], captioner: Captioner | None,
+           look: Look | None, precision: str) -> dict[str, Ranked]:
+    """Captioned photos as the picture shows them, with the looks of the captioner, if there is one."""
+    sources = [Source(name, Path(), partial(open_photo, found.photos[name])) for name in names]
+    if captioner is None or look is None:
+        return {source.name: Ranked(source.open(), heads[source.name], found.captions[source.name])
+                for source in sources}
+    made, device = {}, captioner.decoder.embed.weight.device
+    for part, opened, images, geometries in batches(sources, captioner):
+        texts = [found.captions[source.name] for source in part]
+        looks = tell(captioner, images.to(device), texts, layer=look.layer, heads=look.heads, precision=precision)
+        for source, photo, told, geometry in zip(part, opened, looks, geometries):
+            labels = spans(told.caption, captioner.tokenizer, captioner.config.decoder.eos_id)
+            drawn = labels[:MOST_WORDS]
+            view = replace(geometry, source=word_size(geometry.source, len(drawn)))
+            panels, share = word_maps(told.cross, drawn, view, told.n_prefix)
+            strange = sum(label == "<UNK>" for label, _, _ in labels)
+            cut = f" · {strange} words are unknown to it" if strange else ""
+            cut += "" if told.whole and drawn == labels else f" · only the first {len(drawn)} words are drawn"
+            note = f"log-probability {told.caption.logprob:.2f}{share}{cut}".replace(" -", " \N{MINUS SIGN}")
+            made[source.name] = Ranked(photo, heads[source.name], texts[part.index(source)], panels, note)
+    return made
+
+
+@torch.no_grad()
+def run_ranking(args: argparse.Namespace) -> None:
+    """The best and the worst captions by CLIPScore, in one picture."""
+    check_ranking(args)
+    device = programs.device_of(args.device)
+    precision = programs.precision_of(args.precision, device)
+    weights, captioner, look, note = args.weights or (None if args.images else SHIPPED), None, None, None
+    if weights:
+        captioner = captioner_of(load(weights, args.out.parent, device), weights)
+        look = look_of(captioner, weights, args.layer, args.heads)
+        note = f"{look_note(look, captioner)} of {Path(weights).name}, which was told these captions word by word"
+    clip_weights = args.clip or SHIPPED_CLIP
+    clip = load_clip(clip_weights, device)
+    if args.predictions:
+        found = read_captioned(args.predictions, args.images)
+    else:
+        assert captioner is not None and captioner.preprocessing is not None  # checked, and `load` saw to it
+        photos = photos_of(args.images) if args.images else {
+            source.name: source.open() for source in scenes(SCENES_RANKED if args.scenes is None else args.scenes,
+                                                            args.seed, captioner.preprocessing.size[0], args.out)}
+        found = say_captions(captioner, photos, 3 if args.beams is None else args.beams, precision=precision,
+                             progress=programs.progress)
+    judge = ClipJudge(clip, found.photos, {}, preset=args.clip_preset, model=clip_name(clip, clip_weights, precision),
+                      precision=precision, workers=args.workers, progress=programs.progress)
+    score = judge.scores(found.captions)["clip_score"]
+    groups = {f"{which} of {len(score.per_item)}": names
+              for which, names in zip(("best", "worst"), extremes(score.per_item, args.pairs))}
+    heads = {name: f"{place} · CLIPScore {score.per_item[name]:.4f} · {name}".replace(" -", " \N{MINUS SIGN}")
+             for names in groups.values() for place, name in enumerate(names, 1)}
+    made = ranked(list(heads), found, heads, captioner, look, precision)
+    figure = ranking_sheet([(heading, [made[name] for name in names]) for heading, names in groups.items()],
+                           title=f"CLIPScore of {len(score.per_item)} captions: {score.score:.4f} in the mean",
+                           subtitle=score.signature, note=note)
+    save_figure(figure, args.out)
+    for heading, names in groups.items():
+        for place, name in enumerate(names, 1):
+            values = {"group": heading.split()[0], "place": place, "image": name, "caption": found.captions[name],
+                      "score": score.per_item[name]}
+            programs.report(args, values, f"{values['group']:<5} {place:2d}  {values['score']:.4f}  {name}: "
+                                          f"{values['caption']}")
+    programs.report(args, {"score": score.score, "signature": score.signature, "captions": len(score.per_item),
+                           "path": str(args.out)}, f"{args.out}: mean {score.score:.4f} of {score.signature}")
 
 
 # -- attention -----------------------------------------------------------------------------------------------
@@ -415,7 +562,7 @@ def run_history(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None) -> None:
     args = parse(argv)
-    {"caption": run_caption, "attention": run_attention, "positions": run_positions,
+    {"caption": run_caption, "ranking": run_ranking, "attention": run_attention, "positions": run_positions,
      "history": run_history}[args.command](args)
 
 

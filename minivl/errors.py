@@ -32,3 +32,12 @@ def some(names: object, limit: int = 8) -> str:
     listed = [str(name) for name in names]  # type: ignore[attr-defined]
     head = ", ".join(listed[:limit])
     return head if len(listed) <= limit else f"{head} and {len(listed) - limit} more"
+
+
+def kind_of(value: object) -> str:
+    """What a value of a JSON file is, in words and bounded: "a list", "the string 'dog'"."""
+    if isinstance(value, str):
+        return f"the string {value if len(value) <= 60 else value[:57] + '...'!r}"
+    kinds = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number",
+             type(None): "null"}
+    return next((name for kind, name in kinds.items() if isinstance(value, kind)), type(value).__name__)

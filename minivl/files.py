@@ -114,23 +114,76 @@ def looks_like(path: str | os.PathLike[str]) -> str:
     return next((what for magic, what in known.items() if start.startswith(magic)), "")
 
 
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a UTF-8 file, a byte order mark at its beginning left out; every end of a line is "\\n".
+
+    Raises:
+        InputError: no such file, or not UTF-8 text.
+    """
+    file = existing_file(path)
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"is not UTF-8 text ({error.reason} at byte {error.start})", source=file) from None
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The value of a JSON file.
 
     Raises:
-        InputError: no such file, not UTF-8 text, not JSON (with line and column), or JSON that Python cannot
-            hold (nested too deep, a number of thousands of digits).
+        InputError: no such file, not UTF-8 text, or what `parse_json` refuses.
     """
-    file = existing_file(path)
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, source: str | os.PathLike[str], *, line: int = 1, doubled: bool = False) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: the whole of it.
+        source: the file it came from, for the error.
+        line: of the file that the text begins on.
+        doubled: let a name pass that an object has twice; objects are then `Object`, which knows its entries.
+
+    Raises:
+        InputError: not JSON (with line and column), an object that has a name twice (of which Python's own reader
+            keeps the last and says nothing), or JSON that Python cannot hold (nested too deep, a number of
+            thousands of digits).
+    """
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8 text ({error.reason} at byte {error.start})", source=file) from None
+        return json.loads(text, object_pairs_hook=Object if doubled else _single)
     except json.JSONDecodeError as error:
-        raise InputError(f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}",
-                         source=file) from None
+        raise InputError(f"is not JSON: {error.msg} at line {error.lineno + line - 1} column {error.colno}",
+                         source=source) from None
+    except InputError as error:
+        raise InputError(str(error), source=source) from None
     except (RecursionError, ValueError) as error:
-        raise InputError(f"is no JSON that can be read: {error}", source=file) from None
+        raise InputError(f"is no JSON that can be read: {error}", source=source) from None
+
+
+class Object(dict[str, Any]):
+    """A JSON object that knows all its entries, those of a name that is there twice too.
+
+    Attributes:
+        entries: (name, value) in the order of the text; as a dict it has the last value of each name.
+    """
+
+    def __init__(self, entries: list[tuple[str, Any]]) -> None:
+        super().__init__(entries)
+        self.entries = entries
+
+    @property
+    def doubled(self) -> list[str]:
+        """Names that are there more than once."""
+        return [name for name, count in Counter(name for name, _ in self.entries).items() if count > 1]
+
+
+def _single(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of names that differ."""
+    found = dict(entries)
+    if len(found) < len(entries):
+        raise InputError(f"has {some(map(repr, Object(entries).doubled), 3)} twice in one object")
+    return found
 
 
 @contextlib.contextmanager
@@ -218,16 +271,7 @@ class _Damaged(Exception):
     """What is wrong with a safetensors file."""
 
 
-class _Object(dict[str, Any]):
-    """A JSON object that knows all its entries, those of a name that is there twice too."""
-
-    def __init__(self, entries: list[tuple[str, Any]]) -> None:
-        super().__init__(entries)
-        self.entries = entries
-        self.doubled = [name for name, count in Counter(name for name, _ in entries).items() if count > 1]
-
-
-def _header_of(file: Path) -> tuple[int, _Object]:
+def _header_of(file: Path) -> tuple[int, Object]:
     """The number of bytes behind the header of a safetensors file, and the header.
 
     Raises:
@@ -245,14 +289,14 @@ def _header_of(file: Path) -> tuple[int, _Object]:
     if not text.startswith(b"{"):
         raise _Damaged("its header is no JSON object")
     try:
-        return size - 8 - length, json.loads(text.decode("utf-8"), object_pairs_hook=_Object)
+        return size - 8 - length, json.loads(text.decode("utf-8"), object_pairs_hook=Object)
     except UnicodeDecodeError as error:
         raise _Damaged(f"its header is not UTF-8 text ({error.reason} at byte {error.start})") from None
     except (RecursionError, ValueError) as error:
         raise _Damaged(f"its header is no JSON ({error})") from None
 
 
-def _problems(header: _Object, size: int) -> list[str]:
+def _problems(header: Object, size: int) -> list[str]:
     """All that is wrong with the header of a safetensors file whose tensors have that many bytes together."""
     problems = [f"{name!r} is in the header twice" for name in header.doubled]
     ranges: set[tuple[int, int, str]] = set()
@@ -272,7 +316,7 @@ def _problems(header: _Object, size: int) -> list[str]:
 
 
 def _metadata_problem(entry: Any) -> str:
-    if not isinstance(entry, _Object):
+    if not isinstance(entry, Object):
         return "is no object of texts"
     if entry.doubled:
         return f"has {some(map(repr, entry.doubled))} twice"
@@ -282,7 +326,7 @@ def _metadata_problem(entry: Any) -> str:
 
 def _entry_problem(entry: Any) -> str:
     """What is wrong with the entry of one tensor, "" = nothing."""
-    if not isinstance(entry, _Object):
+    if not isinstance(entry, Object):
         return f"is no object of {', '.join(FIELDS)}"
     if entry.doubled:
         return f"has {some(map(repr, entry.doubled))} twice"

@@ -88,6 +88,13 @@ def test_karpathy_of_flickr(tmp_path: Path) -> None:
     assert read_captions(write(tmp_path, data)).ids["4.jpg"] == "4.jpg"
 
 
+def test_captions_by_name(tmp_path: Path) -> None:
+    """As course work keeps them: file names or stems, each with a list."""
+    read = read_captions(write(tmp_path, {"b": ["A dog .", "dogs"], "sub/a.jpg": ["a\u2028cat"]}))
+    assert read.images == ("b", "sub/a.jpg") and read.ids == {"b": "b", "sub/a.jpg": "sub/a.jpg"}
+    assert read.captions == {"b": ("A dog .", "dogs"), "sub/a.jpg": ("a\u2028cat",)}
+
+
 def test_karpathy_splits_are_named(tmp_path: Path) -> None:
     file = write(tmp_path, KARPATHY)
     listing = r"test \(2 images\), train \(2 images\), restval \(1 images\), val \(1 images\)"
@@ -157,6 +164,11 @@ def changed(data: dict[str, Any], *path: Any, to: Any = None) -> dict[str, Any]:
     ({"images": [], "annotations": []}, "has no images"),
     ({"images": {}, "annotations": []}, "'images' is an object, a list is needed"),
     ({"images": [{"id": 3}], "labels": []}, "neither COCO .* its keys: images, labels"),
+    ({"a": "a dog"}, "'a' has the string 'a dog', a list of captions is needed"),
+    ({"a": ["a dog"], "b": []}, r"the entry \(b\) has no caption"), ({" ": ["a dog"]}, "an image without a name"),
+    ({"a": ["a dog", " "]}, "caption 1: the caption of a is empty"),
+    ({"a": [["a dog"]]}, "the caption of a is a list, a string"),
+    ('{"a": ["b"], "a": ["c"]}', "has 'a' twice in one object"),
     (changed(COCO, "annotations", to=None), "'annotations' is null, a list"),
     (changed(COCO, "annotations", to=COCO["annotations"][:2]), r"images\[2\] \(b.jpg\) has no caption"),
     (changed(COCO, "annotations", 1, "image_id", to=99), r"annotations\[1\] is for image id 99"),

@@ -115,7 +115,30 @@ def test_broken_json(tmp_path: Path, content: bytes, message: str) -> None:
     assert caught.value.source == str(tmp_path / "v.json")
 
 
-READERS = [files.read_json, files.read_tensors, files.read_header, files.sha256]
+def test_a_name_twice_in_a_json_object_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "v.json").write_text('[{"a": 1, "b": {"c": 1, "d": 2, "c": 1}}]')
+    with pytest.raises(InputError, match=r"^[^ ]*v.json: has 'c' twice in one object$"):
+        files.read_json(tmp_path / "v.json")
+    found = files.parse_json('{"a": {"x": 1, "x": 2}, "b": 3}', "f", doubled=True)
+    assert found == {"a": {"x": 2}, "b": 3} and found.doubled == [] and found["a"].doubled == ["x"]
+    assert found["a"].entries == [("x", 1), ("x", 2)]
+
+
+def test_lines_are_counted_from_where_a_text_begins() -> None:
+    with pytest.raises(InputError, match=r"^f: is not JSON: .* at line 8 column 3$"):
+        files.parse_json('{\n  b}', "f", line=7)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_text_is_read_as_utf8(tmp_path: Path, end: str) -> None:
+    (tmp_path / "t.txt").write_bytes(f"\ufeffü{end}\u2028b".encode())
+    assert files.read_text(tmp_path / "t.txt") == "ü\n\u2028b"
+    (tmp_path / "t.txt").write_bytes("ü".encode("latin-1"))
+    with pytest.raises(InputError, match=r"^[^ ]*t.txt: is not UTF-8 text \(.* at byte 0\)$"):
+        files.read_text(tmp_path / "t.txt")
+
+
+READERS = [files.read_text, files.read_json, files.read_tensors, files.read_header, files.sha256]
 
 
 @pytest.mark.parametrize("read", READERS)

@@ -1,4 +1,4 @@
-"""Caption files: COCO JSON, Karpathy JSON and Flickr token files, read into one form."""
+"""Caption files: COCO JSON, Karpathy JSON, captions by name and Flickr token files, read into one form."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, some
-from ..files import existing_file, read_json
+from ..errors import InputError, kind_of, some
+from ..files import existing_file, read_json, read_text
+
+COCO_KEYS = {"images", "annotations", "info", "licenses", "categories", "dataset"}  # a name is none of these
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def read_captions(path: str | os.PathLike[str], *, split: str | None = None) -> 
     - COCO JSON: ``images`` (``id``, ``file_name``) and ``annotations`` (``image_id``, ``caption``).
     - Karpathy JSON: ``images`` with ``filename``, ``split`` and ``sentences`` (``raw``); a ``filepath``
       is put before the name. ``sentids`` and ``tokens`` are not read.
+    - JSON by name: ``{name: [caption, ...]}``. A name without a suffix is no file that could be opened, but it is
+      enough to score with, see `minivl.data.predictions.match`.
     - Flickr8k/30k token files: ``name.jpg#0<TAB>caption`` a line, and the spellings as a table with the
       header ``image,caption`` or ``image_name| comment_number| comment``.
 
@@ -88,7 +92,7 @@ def read_captions(path: str | os.PathLike[str], *, split: str | None = None) -> 
         data = read_json(file)
         entries = _json_entries(data, str(file))
     else:
-        entries = _text_entries(_read_text(file), str(file))
+        entries = _text_entries(read_text(file), str(file))
     return _checked(entries, str(file), split)
 
 
@@ -113,7 +117,7 @@ def _checked(entries: list[_Entry], source: str, split: str | None) -> CaptionSe
             raise InputError(f"{entry.where} ({entry.name}) has no caption", source=source)
         for where, caption in entry.captions:
             if not isinstance(caption, str):
-                raise InputError(f"{where}: the caption of {entry.name} is {_kind(caption)}, "
+                raise InputError(f"{where}: the caption of {entry.name} is {kind_of(caption)}, "
                                  "a string is needed", source=source)
             if not caption.strip():
                 raise InputError(f"{where}: the caption of {entry.name} is empty", source=source)
@@ -161,7 +165,9 @@ def _of_split(entries: list[_Entry], source: str, split: str | None) -> tuple[li
 
 def _json_entries(data: Any, source: str) -> list[_Entry]:
     if not isinstance(data, dict):
-        raise InputError(f"is {_kind(data)} at the top, an object with 'images' is needed", source=source)
+        raise InputError(f"is {kind_of(data)} at the top, an object with 'images' is needed", source=source)
+    if data and not COCO_KEYS & data.keys():
+        return _by_name(data, source)
     images = _get(data, "images", list, "the file", source)
     if "annotations" in data:
         return _coco(images, _get(data, "annotations", list, "the file", source), source)
@@ -171,6 +177,19 @@ def _json_entries(data: Any, source: str) -> list[_Entry]:
         return _karpathy(images, source)
     raise InputError("is neither COCO JSON ('images' and 'annotations') nor Karpathy JSON ('images' with "
                      f"'sentences'); its keys: {some(data)}", source=source)
+
+
+def _by_name(data: dict[str, Any], source: str) -> list[_Entry]:
+    entries = []
+    for name, captions in data.items():
+        if not isinstance(captions, list):
+            raise InputError(f"{name!r} has {kind_of(captions)}, a list of captions is needed (COCO and Karpathy JSON "
+                             "have 'images')", source=source)
+        if not name.strip():
+            raise InputError("has captions of an image without a name", source=source)
+        texts = [(f"caption {place}", text) for place, text in enumerate(captions)]
+        entries.append(_Entry("the entry", name, name, texts))
+    return entries
 
 
 def _coco(images: list[Any], annotations: list[Any], source: str) -> list[_Entry]:
@@ -221,21 +240,15 @@ def _karpathy(images: list[Any], source: str) -> list[_Entry]:
 def _get(entry: Any, key: str, kind: Any, where: str, source: str) -> Any:
     """``entry[key]``, if ``entry`` is an object that has it and it is of that kind."""
     if not isinstance(entry, dict):
-        raise InputError(f"{where} is {_kind(entry)}, an object is needed", source=source)
+        raise InputError(f"{where} is {kind_of(entry)}, an object is needed", source=source)
     if key not in entry:
         raise InputError(f"{where} has no {key!r} (its keys: {some(entry)})", source=source)
     value = entry[key]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not object) or \
             (isinstance(value, str) and kind is not object and not value.strip()):
         kinds = {str: "a name", list: "a list", (int, str): "a number or a name"}
-        raise InputError(f"{where}: {key!r} is {_kind(value)}, {kinds[kind]} is needed", source=source)
+        raise InputError(f"{where}: {key!r} is {kind_of(value)}, {kinds[kind]} is needed", source=source)
     return value
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number",
-             type(None): "null"}
-    return names.get(type(value), f"the string {value!r}")
 
 
 # text ----------------------------------------------------------------------------------------------
@@ -244,13 +257,6 @@ def _kind(value: Any) -> str:
 def _begins_as_json(file: Path) -> bool:
     with open(file, "rb") as opened:
         return opened.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")  # "\r\n" and a lone "\r" end a line too
-    except UnicodeDecodeError as error:
-        raise InputError(f"is not UTF-8 text ({error.reason} at byte {error.start})", source=file) from None
 
 
 def _text_entries(text: str, source: str) -> list[_Entry]:

@@ -59,7 +59,7 @@ def grid_of(source: Pair, count: int) -> Grid:
     """
     label = leading(LABEL)
     for area in np.geomspace(LARGEST, SMALLEST, 24):
-        panel = _panel(source, area)
+        panel = panel_of(source, area)
         column = max(panel[1], NARROWEST)
         columns = max(1, min(count, (WIDTH - BAR_ROOM + GAP) // (column + GAP)))
         rows = -(-count // columns)
@@ -106,7 +106,7 @@ def sheet(photo: Image.Image, panels: Sequence[Panel], *, title: str | None = No
     if any(not np.isfinite(heat).all() for heat in there):
         note = f"{note} · " if note else ""
         note += "dark stripes: not seen by the model"
-    points, labels = _labels([label for label, _ in panels], grid.column + GAP - 4)
+    points, labels = fit_labels([label for label, _ in panels], grid.column + GAP - 4)
     step = grid.panel[0] + max(map(len, labels)) * leading(points) + 4 + GAP  # from row to row
     inner = max(grid.columns * (grid.column + GAP) - GAP + (BAR_ROOM if there else 0), 420)
     head, second, foot = (wrap(text, inner, size) if text else []
@@ -128,35 +128,37 @@ def sheet(photo: Image.Image, panels: Sequence[Panel], *, title: str | None = No
         write(figure, lines, left + grid.column / 2, edge - 4 - len(lines) * leading(points), points,
               ha="center")
         pixels = plain if heat is None else overlay(plain, heat, most)
-        _picture(figure, label, pixels, edge, left + (grid.column - grid.panel[1]) // 2, source)
+        draw_panel(figure, label, pixels, edge, left + (grid.column - grid.panel[1]) // 2, source)
     if there:
         first = top + step - GAP - grid.panel[0]
         left = MARGIN + grid.columns * (grid.column + GAP) - GAP + 20
-        _bar(figure, most, bar, first, left, min(under - first, 420))
+        draw_bar(figure, most, bar, first, left, min(under - first, 420))
     return figure
 
 
-def _panel(source: Pair, area: float) -> Pair:
+def panel_of(source: Pair, area: float) -> Pair:
+    """(h, w) in pixels of a panel of about that area with the aspect of a photo of (H, W)."""
     factor = min(math.sqrt(area / (source[0] * source[1])), LONGEST / max(source))
     return max(1, round(source[0] * factor)), max(1, round(source[1] * factor))
 
 
-def _labels(labels: Sequence[str], width: float) -> tuple[float, list[list[str]]]:
-    """The size of the font and the lines of each label."""
+def fit_labels(labels: Sequence[str], width: float) -> tuple[float, list[list[str]]]:
+    """The size of the font and the lines of each label, of which none is wider than `width` pixels."""
     for points in LABELS:
         if all(text_width(label, points) <= width for label in labels):
             return points, [[label] for label in labels]
     return points, [wrap(label, width, points) for label in labels]
 
 
-def _picture(figure: Figure, label: str, pixels: np.ndarray, top: int, left: int, source: Pair) -> None:
+def draw_panel(figure: Figure, label: str, pixels: np.ndarray, top: int, left: int, source: Pair) -> None:
     """Axes in coordinates of the photo, that show pixels one to one."""
     axes = axes_at(figure, label, top, left, *pixels.shape[:2])
     axes.imshow(pixels, extent=(0, source[1], source[0], 0), aspect="auto", interpolation="nearest")
     axes.set_axis_off()
 
 
-def _bar(figure: Figure, most: float, label: str, top: int, left: int, height: int) -> None:
+def draw_bar(figure: Figure, most: float, label: str, top: int, left: int, height: int) -> None:
+    """The colour bar of heat from 0 to `most`, `BAR` pixels wide; its numbers need `BAR_ROOM` from the panels on."""
     axes = axes_at(figure, "colour bar", top, left, height, BAR)
     bar = figure.colorbar(colours(most), cax=axes)
     bar.locator, bar.formatter = MaxNLocator(max(2, height // 60)), ScalarFormatter()
