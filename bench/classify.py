@@ -90,7 +90,7 @@ def plain_loop(data: Path, weights: Path, seed: int, precision: str) -> list[Ten
         transforms.Resize(248, bicubic), transforms.CenterCrop(224), *normalise]))  # timm's crop of 0.9
     model = timm.create_model("deit_tiny_patch16_224")
     model.load_state_dict(load_file(weights))
-    model.reset_classifier(len(train.classes))
+    model.reset_classifier(len(train.classes))  # type: ignore[operator]
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings["lr"], weight_decay=settings["weight_decay"])
     loader = DataLoader(train, settings["batch_size"], shuffle=True)
     total, warmup = settings["epochs"] * len(loader), settings["warmup"]
