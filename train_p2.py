@@ -1,10 +1,13 @@
-"""Train a captioner: on photographs with their captions, or (without --images) on the built-in scenes."""
+"""Train on photographs with their captions, or (without --images) on the built-in scenes: a captioner, or with
+--objective contrastive an image-text pair, which tells what fits together.
+"""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +24,13 @@ from minivl.errors import InputError
 from minivl.images import Preprocessing
 from minivl.loading import weight_folders
 from minivl.models.captioner import Captioner, CaptionerConfig
-from minivl.models.clip import CLIP
+from minivl.models.clip import CLIP, CLIPConfig, TextConfig
 from minivl.models.decoder import DecoderConfig
 from minivl.models.presets import PRESETS
-from minivl.models.vit import ViT
+from minivl.models.vit import POOLS, ViT
 from minivl.plotting.history import plot_history
 from minivl.text.tokenizer import Tokenizer
-from minivl.train import captioning, features
+from minivl.train import captioning, contrasting, features
 from minivl.train.looks import choose_look
 from minivl.train.loop import Plan, fit
 from minivl.train.run import Run, read_history
@@ -36,11 +39,27 @@ HERE = Path(__file__).resolve().parent
 LOOK_SCENES = 300  # training scenes on which layer and heads to look at are fixed
 VAL_START = 10_000_000  # validation scenes are numbered from here, so that no training scene is among them
 
+# What an objective takes, where the command line does not say; options of the other one alone are refused.
+TOWER = "the text tower of a pair is CLIP's"
+OWN: dict[str, dict[str, Any]] = {
+    "caption": {"norm": "pre", "positions": "learned", "tied": True, "refs": 5, "smoothing": 0.1, "drop_tokens": 0.2,
+                "beams": 3},
+    "contrastive": {"embed_dim": 256, "pool": None, "refs": 1},
+}
+WHY = {"norm": f"{TOWER}: pre-norm", "positions": f"{TOWER}: its positions are learned",
+       "tied": f"{TOWER}: it has no head over words", "beams": "a pair writes no captions",
+       "smoothing": "the factor on the cosines, which is learned, does what smoothing would",
+       "drop_tokens": "a pair sees one feature of a picture, not its tokens",
+       "embed_dim": "a captioner has no features that pictures and texts share",
+       "pool": "a captioner looks at all tokens"}
+
 
 # -- 1. parse ------------------------------------------------------------------------------------------------
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = programs.Parser(__doc__)
+    parser.add_argument("--objective", choices=tuple(OWN), default="caption",
+                        help="contrastive: an image-text pair, as CLIP is trained")
     data = parser.add_argument_group("data")
     data.add_argument("--images", type=Path, help="folder of photos; without it: the built-in scenes")
     data.add_argument("--captions", type=Path, help="COCO-JSON, Karpathy JSON or Flickr token file")
@@ -50,18 +69,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     data.add_argument("--scenes", type=int, default=6000, help="training scenes, without --images")
     data.add_argument("--val-scenes", type=int, default=500, help="validation scenes, without --images")
     model = parser.add_argument_group("model")
-    model.add_argument("--encoder", default="scenes_patch8_96", help="weights of a ViT, or a preset to start at random")
+    model.add_argument("--encoder", default="scenes_patch8_96", help="weights of a ViT, or of a captioner or "
+                       "CLIP, for theirs; or a preset to start at random")
     model.add_argument("--freeze-encoder", action="store_true", help="keep the encoder; its features are computed once")
     model.add_argument("--fit", choices=("squash", "crop"), default="squash",
                        help="squash shows the whole picture, crop keeps its aspect")
-    model.add_argument("--width", type=int, default=256, help="of the decoder")
-    model.add_argument("--depth", type=int, default=4, help="layers of the decoder")
-    model.add_argument("--heads", type=int, default=8, help="of the decoder")
-    model.add_argument("--norm", choices=("pre", "post"), default="pre", help="layer norm before or after each branch")
-    model.add_argument("--positions", choices=("learned", "sinusoidal"), default="learned",
-                       help="position table of the text")
-    model.add_argument("--tied", action=argparse.BooleanOptionalAction, default=True, help="head = word table")
-    model.add_argument("--dropout", type=float, default=0.3, help="of the decoder")
+    model.add_argument("--width", type=int, default=256, help="of the decoder or text tower")
+    model.add_argument("--depth", type=int, default=4, help="layers of the decoder or text tower")
+    model.add_argument("--heads", type=int, default=8, help="of the decoder or text tower")
+    model.add_argument("--norm", choices=("pre", "post"),
+                       help=own_help("norm", "layer norm before or after each branch"))
+    model.add_argument("--positions", choices=("learned", "sinusoidal"),
+                       help=own_help("positions", "position table of the text"))
+    model.add_argument("--tied", action=argparse.BooleanOptionalAction, help=own_help("tied", "head = word table"))
+    model.add_argument("--dropout", type=float, default=0.3, help="of the decoder or text tower")
+    model.add_argument("--embed-dim", type=int, help=own_help("embed_dim", "width of the features of a pair"))
+    model.add_argument("--pool", choices=POOLS, help="what a pair makes one feature of a picture from: the [class] "
+                       "token, the mean of the patches or both (without it: as the encoder does)")
     words = parser.add_argument_group("words")
     words.add_argument("--tokenizer", type=Path, help="a tokenizer.json; without it one is trained on the captions")
     words.add_argument("--pieces", choices=("word", "bpe"), default="word", help="what is trained")
@@ -71,18 +95,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     train = parser.add_argument_group("training")
     train.add_argument("--epochs", type=int, default=10, help="passes over the pictures; end of the schedule")
     train.add_argument("--batch-size", type=int, default=160, help="captions in a batch")
-    train.add_argument("--refs", type=int, default=5, help="captions of a picture in a batch; they share its memory")
+    train.add_argument("--refs", type=int, help=own_help("refs", "captions of a picture in a batch"))
     train.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
     train.add_argument("--weight-decay", type=float, default=0.05, help="on matrices only")
     train.add_argument("--warmup", type=int, default=200, help="steps of rising learning rate")
     train.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient; 0 = none")
-    train.add_argument("--smoothing", type=float, default=0.1, help="label smoothing")
+    train.add_argument("--smoothing", type=float, help=own_help("smoothing", "label smoothing"))
     train.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights; 0 = none")
     train.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=None,
                        help="with --freeze-encoder: also features of the mirrored photos (on unless --no-mirror)")
-    train.add_argument("--drop-tokens", type=float, default=0.2, help="share of visual tokens hidden in training")
+    train.add_argument("--drop-tokens", type=float,
+                       help=own_help("drop_tokens", "share of visual tokens hidden in training"))
     train.add_argument("--drop-words", type=float, default=0.1, help="share of read words made unknown in training")
-    train.add_argument("--beams", type=int, default=3, help="of validation captions")
+    train.add_argument("--beams", type=int, help=own_help("beams", "of validation captions"))
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, required=True, help="folder of the run")
     run.add_argument("--resume", action="store_true", help="continue the run in --out")
@@ -92,6 +117,30 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     programs.recipe_defaults(parser, argv, HERE / "recipes", "train_p2")
     args = parser.parse_args(argv)
     programs.check_common(args)
+    choose_own(args)
+    check(args)
+    return args
+
+
+def own_help(name: str, what: str) -> str:
+    """Help of an option that not every objective has, or not with the same default."""
+    values = [f"{objective}: {own[name]}" for objective, own in OWN.items() if name in own]
+    return f"{what} (default of {', '.join(values)})"
+
+
+def choose_own(args: argparse.Namespace) -> None:
+    """Fill in what the objective takes where nothing is said; refuse what only another one has."""
+    own = OWN[args.objective]
+    for name in WHY:
+        if name not in own and getattr(args, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} does not go with --objective {args.objective}: {WHY[name]}")
+    for name, value in own.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that contradict each other or are out of range."""
     real = (args.images, args.captions, args.val_captions)
     if any(real) and not all(real):
         raise InputError("--images, --captions and --val-captions go together")
@@ -99,15 +148,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.mirror and not frozen_photos:
         raise InputError("--mirror is for --images with --freeze-encoder: it doubles the stored features")
     args.mirror = frozen_photos if args.mirror is None else args.mirror
-    for name, least in (("scenes", 1), ("val_scenes", 2), ("refs", 1), ("beams", 1), ("max_len", 1), ("min_count", 1)):
-        if getattr(args, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give {least} or more")
-    if args.batch_size < args.refs:
-        raise InputError(f"--batch-size {args.batch_size} must hold at least the --refs {args.refs} of one picture")
+    pair = args.objective == "contrastive"
+    for name, least in (("scenes", 2 if pair else 1), ("val_scenes", 2), ("refs", 1), ("beams", 1),
+                        ("max_len", 2 if pair else 1), ("min_count", 1), ("embed_dim", 1)):
+        if (value := getattr(args, name)) is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+    if args.batch_size < args.refs * (2 if pair else 1):
+        raise InputError(f"--batch-size {args.batch_size} must hold at least the --refs {args.refs} of "
+                         + ("each of two pictures, to be told apart" if pair else "one picture"))
     for name in ("dropout", "smoothing", "drop_tokens", "drop_words"):
-        if not 0 <= getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give 0 or more, less than 1")
-    return args
+        if (value := getattr(args, name)) is not None and not 0 <= value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: give 0 or more, less than 1")
 
 
 # -- 2. build ------------------------------------------------------------------------------------------------
@@ -121,11 +172,12 @@ def build_encoder(args: argparse.Namespace) -> ViT:
         loaded = minivl.create(args.encoder)
     else:
         loaded = minivl.load(args.encoder).float()  # whatever it is stored in
-    encoder = loaded.visual if isinstance(loaded, CLIP) else loaded
+    encoder = (loaded.visual if isinstance(loaded, CLIP) else loaded.encoder if isinstance(loaded, Captioner) else
+               loaded)
     if not isinstance(encoder, ViT):
-        raise InputError("is a captioner: --encoder takes a ViT or a CLIP, of which it uses the image tower",
-                         source=args.encoder)
-    encoder.site = "encoder"
+        raise InputError("is a captioner over a grid of convolutions: --encoder takes a ViT, or that of a captioner "
+                         "or a CLIP", source=args.encoder)
+    encoder.site, encoder.preprocessing = "encoder", loaded.preprocessing
     encoder.replace_head(0)
     if encoder.preprocessing is None:
         raise InputError("its preprocessing is unknown: name the file after a preset", source=args.encoder)
@@ -133,12 +185,15 @@ def build_encoder(args: argparse.Namespace) -> ViT:
     return encoder
 
 
-def build_captioner(args: argparse.Namespace, encoder: ViT, texts: Sequence[str]) -> Captioner:
-    """Encoder, tokenizer and a random decoder."""
+def build_tokenizer(args: argparse.Namespace, texts: Sequence[str]) -> Tokenizer:
+    """That of --tokenizer, or one trained on the captions."""
     if args.tokenizer:
-        tokenizer = Tokenizer.from_file(args.tokenizer)
-    else:
-        tokenizer = Tokenizer.train(texts, kind=args.pieces, vocab_size=args.vocab_size, min_count=args.min_count)
+        return Tokenizer.from_file(args.tokenizer)
+    return Tokenizer.train(texts, kind=args.pieces, vocab_size=args.vocab_size, min_count=args.min_count)
+
+
+def build_captioner(args: argparse.Namespace, encoder: ViT, tokenizer: Tokenizer) -> Captioner:
+    """Encoder, tokenizer and a random decoder."""
     torch.manual_seed(args.seed)
     decoder = DecoderConfig(
         vocab_size=tokenizer.vocab_size, width=args.width, depth=args.depth, num_heads=args.heads,
@@ -150,6 +205,29 @@ def build_captioner(args: argparse.Namespace, encoder: ViT, texts: Sequence[str]
     if args.freeze_encoder:
         captioner.encoder.requires_grad_(False)
     return captioner
+
+
+def build_pair(args: argparse.Namespace, encoder: ViT, tokenizer: Tokenizer) -> CLIP:
+    """Encoder and tokenizer, a random text tower and random projections."""
+    if args.drop_words:
+        contrasting.unknown_id(tokenizer)  # before features take long
+    torch.manual_seed(args.seed)
+    text = TextConfig(
+        vocab_size=tokenizer.vocab_size, width=args.width, depth=args.depth, num_heads=args.heads,
+        mlp_dim=4 * args.width, embed_dim=args.embed_dim, max_len=args.max_len + 1, act="gelu", dropout=args.dropout,
+        bos_id=tokenizer.bos_id, eot_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
+    vision = replace(encoder.config, num_classes=args.embed_dim, head_bias=False,
+                     pool=args.pool or encoder.config.pool)
+    pair = CLIP(CLIPConfig(vision, text), tokenizer=tokenizer, preprocessing=encoder.preprocessing)
+    visual = pair.visual
+    heads = {name: tensor for name, tensor in visual.state_dict().items() if name.startswith("head")}
+    visual.load_state_dict({**encoder.state_dict(), **heads})
+    if args.freeze_encoder:
+        visual.requires_grad_(False)
+        for head in (visual.head, visual.head_dist):
+            if head is not None:
+                head.requires_grad_(True)
+    return pair
 
 
 # -- 3. load -------------------------------------------------------------------------------------------------
@@ -167,9 +245,13 @@ def load_photos(args: argparse.Namespace) -> tuple[Data, Data]:
     for one in sets:
         one.check_images(args.images)
     try:  # before features take long
-        captioning.check_references(sets[1].captions)
+        if args.objective == "caption":
+            captioning.check_references(sets[1].captions)
     except InputError as error:
         raise InputError(f"--val-captions {args.val_captions}: {error}") from None
+    if args.objective == "contrastive":
+        contrasting.check_counts(len(sets[0].images), len(sets[1].images),
+                                 source=f"--captions {args.captions}, --val-captions {args.val_captions}")
     train, val = (Data([args.images / name for name in one.images], one.captions) for one in sets)
     return train, val
 
@@ -182,15 +264,24 @@ def draw_scenes(start: int, count: int, preprocessing: Preprocessing) -> Data:
     return Data(captioning.Pixels(np.stack([pixels for pixels, _ in drawn]), preprocessing), captions)
 
 
-def load_images(args: argparse.Namespace, data: Data, captioner: Captioner, encoder: ViT,
+def load_images(args: argparse.Namespace, data: Data, model: Captioner | CLIP, encoder: ViT,
                 mirror: bool) -> captioning.Images:
-    """What the captioner is given: pictures, or their features where the encoder is frozen."""
+    """What the model is given: pictures, or their features where the encoder is frozen."""
+    images = load_tokens(args, data, model, encoder, mirror)
+    if args.freeze_encoder and isinstance(model, CLIP):
+        return contrasting.pooled(model.visual, images, progress=programs.progress)
+    return images
+
+
+def load_tokens(args: argparse.Namespace, data: Data, model: Captioner | CLIP, encoder: ViT,
+                mirror: bool) -> captioning.Images:
+    """Pictures, or all tokens of each where the encoder is frozen."""
     pictures = data.pictures
     if isinstance(pictures, captioning.Pixels):
         return features.encode_images(encoder, pictures, dtype=args.precision,
                                       progress=programs.progress) if args.freeze_encoder else pictures
     if not args.freeze_encoder:
-        return captioning.Photos(pictures, captioner)
+        return captioning.Photos(pictures, model)
     views = [features.compute_features(encoder, pictures, args.features, flip=flip, dtype=args.precision,
                                        progress=programs.progress) for flip in ((False, True) if mirror else (False,))]
     return captioning.Views(views) if mirror else views[0]
@@ -203,10 +294,37 @@ def settings_of(args: argparse.Namespace, *told: object) -> dict[str, Any]:
     return {**settings, "data_hash": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}
 
 
+def caption_task(args: argparse.Namespace, model: Captioner, images: captioning.Images, data: Data,
+                 val_images: captioning.Images, val_data: Data) -> captioning.CaptionTask:
+    """Batches, loss and scores of captions."""
+    return captioning.CaptionTask(
+        model, images, list(data.captions.values()), val_images, val_data.captions,
+        remember=captioning.from_features if args.freeze_encoder else Captioner.encode, batch_size=args.batch_size,
+        refs=args.refs, smoothing=args.smoothing, seed=args.seed, views=2 if args.mirror else 1,
+        drop_tokens=args.drop_tokens, drop_words=args.drop_words, beams=args.beams, max_len=args.max_len,
+        workers=args.workers if isinstance(images, captioning.Photos) else 0,
+        notes={"data": str(args.captions or "scenes")}, progress=programs.progress)
+
+
+def contrast_task(args: argparse.Namespace, model: CLIP, images: captioning.Images, data: Data,
+                  val_images: captioning.Images, val_data: Data) -> contrasting.ContrastTask:
+    """Batches, loss and scores of an image-text pair."""
+    told = str(args.captions or "scenes")
+    return contrasting.ContrastTask(
+        model, images, list(data.captions.values()), val_images, list(val_data.captions.values()),
+        batch_size=args.batch_size, refs=args.refs, max_len=args.max_len, seed=args.seed, views=2 if args.mirror else 1,
+        drop_words=args.drop_words, workers=args.workers if isinstance(images, captioning.Photos) else 0,
+        notes={"name": f"an image-text pair trained by minivl on {told}", "data": told, "encoder": args.encoder},
+        progress=programs.progress)
+
+
 # -- 4. to 6. loop, evaluate, save ---------------------------------------------------------------------------
 
 def main(argv: Sequence[str] | None) -> None:
     args = parse(argv)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: train_p2.py trains in one process, start it without "
+                         "torchrun")
     device = programs.device_of(args.device)
     args.precision = programs.precision_of(args.precision, device)
     plan = Plan(args.epochs, args.lr, args.weight_decay, args.warmup, args.clip, args.precision, args.ema, args.seed)
@@ -220,56 +338,69 @@ def main(argv: Sequence[str] | None) -> None:
         assert encoder.preprocessing is not None
         data = draw_scenes(0, args.scenes, encoder.preprocessing)
         val_data = draw_scenes(VAL_START, args.val_scenes, encoder.preprocessing)
-    captioner = build_captioner(args, encoder, [text for texts in data.captions.values() for text in texts]).to(device)
-    images = load_images(args, data, captioner, encoder, args.mirror)
-    val_images = load_images(args, val_data, captioner, encoder, False)
+    tokenizer = build_tokenizer(args, [text for texts in data.captions.values() for text in texts])
+    build = build_captioner if args.objective == "caption" else build_pair
+    model: Captioner | CLIP = build(args, encoder, tokenizer).to(device)
+    images = load_images(args, data, model, encoder, args.mirror)
+    val_images = load_images(args, val_data, model, encoder, False)
+    task = (caption_task(args, model, images, data, val_images, val_data) if isinstance(model, Captioner) else
+            contrast_task(args, model, images, data, val_images, val_data))
 
-    assert captioner.tokenizer is not None
-    settings = settings_of(args, data.captions, val_data.captions, captioner.tokenizer.to_json())
-    task = captioning.CaptionTask(
-        captioner, images, list(data.captions.values()), val_images, val_data.captions,
-        remember=captioning.from_features if args.freeze_encoder else Captioner.encode, batch_size=args.batch_size,
-        refs=args.refs, smoothing=args.smoothing, seed=args.seed, views=2 if args.mirror else 1,
-        drop_tokens=args.drop_tokens, drop_words=args.drop_words, beams=args.beams, max_len=args.max_len,
-        workers=args.workers if isinstance(images, captioning.Photos) else 0,
-        notes={"data": str(args.captions or "scenes")}, progress=programs.progress)
-    report_start(args, captioner, len(data.captions), task.cut)
-    for row in fit(captioner, task, plan, out=args.out, settings=settings, resume=args.resume,
+    settings = settings_of(args, data.captions, val_data.captions, tokenizer.to_json())
+    report_start(args, model, len(data.captions), task.cut)
+    for row in fit(model, task, plan, out=args.out, settings=settings, resume=args.resume,
                    progress=programs.progress):
         programs.report(args, row, f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}  validation loss "
-                        f"{row['val_loss']:.3f}  CIDEr-D {row['cider_d']:.3f}  {row['seconds']:.0f} s")
+                        f"{row['val_loss']:.3f}  {scores_text(row)}  {row['seconds']:.0f} s")
         plot_history(args.out, read_history(args.out))
     finish(args, run, len(val_data.captions))
 
 
-def report_start(args: argparse.Namespace, captioner: Captioner, pictures: int, cut: int) -> None:
+def report_start(args: argparse.Namespace, model: Captioner | CLIP, pictures: int, cut: int) -> None:
     """Say what is about to be trained."""
-    words = captioner.config.decoder.vocab_size
-    trained = sum(parameter.numel() for parameter in captioner.parameters() if parameter.requires_grad)
+    assert model.tokenizer is not None
+    words = model.tokenizer.vocab_size
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     programs.report(args, {"images": pictures, "vocabulary": words, "trained_parameters": trained, "cut_captions": cut},
                     f"{pictures} training pictures, vocabulary {words}, {trained / 1e6:.2f} M trained parameters, "
                     f"{cut} captions cut at {args.max_len} tokens")
 
 
+def scores_text(scores: Mapping[str, Any]) -> str:
+    """The scores of an objective, in words."""
+    if "cider_d" in scores:
+        return f"CIDEr-D {scores['cider_d']:.3f}"
+    ways = {way: "/".join(f"{100 * scores[f'{way}_r{k}']:.1f}" for k in contrasting.KS)
+            for way in ("image_to_text", "text_to_image")}
+    ks = "/".join(map(str, contrasting.KS))
+    return f"R@{ks} % picture to text {ways['image_to_text']}, text to picture {ways['text_to_image']}"
+
+
 def finish(args: argparse.Namespace, run: Run, val_pictures: int) -> None:
-    """Say what came out; for scenes, fix layer and heads to look at on training scenes."""
+    """Say what came out; for a captioner of scenes, fix layer and heads to look at on training scenes."""
     plot_history(args.out, read_history(args.out))
     best = args.out / "best.safetensors"
-    captioner = minivl.load(best)
-    assert isinstance(captioner, Captioner)
-    if not args.images:
-        if "look" not in captioner.notes:
-            assert captioner.preprocessing is not None  # it was trained by it
-            scenes = list(Scenes(min(LOOK_SCENES, args.scenes), size=captioner.preprocessing.size[0]))
-            if look := choose_look(captioner, scenes, args.beams, progress=programs.progress):
-                captioner.notes["look"] = look
-                minivl.save(captioner, best)
-            else:
-                programs.report(args, {"look": None}, "the captions name nothing yet: no layer and heads to look at")
-        run.note("look", captioner.notes.get("look"))
-    scores = captioner.notes["scores"]
-    programs.report(args, {"best": str(best), **scores}, f"best: CIDEr-D {scores['cider_d']:.3f} with {args.beams} "
-                    f"beams on {val_pictures} validation pictures ({scores['signature']}): {best}")
+    model = minivl.load(best)
+    assert isinstance(model, (Captioner, CLIP))
+    if isinstance(model, Captioner) and not args.images:
+        note_look(args, run, model, best)
+    scores = model.notes["scores"]
+    how = f" with {args.beams} beams" if isinstance(model, Captioner) else ""
+    programs.report(args, {"best": str(best), **scores}, f"best: {scores_text(scores)}{how} on {val_pictures} "
+                    f"validation pictures ({scores['signature']}): {best}")
+
+
+def note_look(args: argparse.Namespace, run: Run, captioner: Captioner, best: Path) -> None:
+    """Write down which layer and heads to look at, in the weights and in the run's config."""
+    if "look" not in captioner.notes:
+        assert captioner.preprocessing is not None  # it was trained by it
+        scenes = list(Scenes(min(LOOK_SCENES, args.scenes), size=captioner.preprocessing.size[0]))
+        if look := choose_look(captioner, scenes, args.beams, progress=programs.progress):
+            captioner.notes["look"] = look
+            minivl.save(captioner, best)
+        else:
+            programs.report(args, {"look": None}, "the captions name nothing yet: no layer and heads to look at")
+    run.note("look", captioner.notes.get("look"))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from minivl.errors import InputError
 from minivl.images import Preprocessing, preprocess
-from minivl.models.captioner import Captioner, CaptionerConfig
+from minivl.models.captioner import Caption, Captioner, CaptionerConfig
 from minivl.models.decoder import DecoderConfig
 from minivl.nn.record import AttnRecord
+from minivl.search import Options
 from minivl.text.tokenizer import Tokenizer
 
 SETTINGS = Preprocessing((12, 8), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), crop_pct=1.0)
@@ -235,6 +237,154 @@ def test_progress_sees_every_batch() -> None:
     assert seen == [0, 2, 4]
 
 
+# -- decoding as one likes -----------------------------------------------------------------------------------
+
+def leaning_to(model: Captioner, id: int, much: float) -> Captioner:
+    """The model, liking one token more than it did."""
+    with torch.no_grad():
+        model.decoder.head.bias[id] += much
+    return model
+
+
+def test_an_unknown_word_is_not_said_unless_it_may() -> None:
+    images = pictures(6)
+    for options in ({"beams": 1}, {"beams": 4, "n_best": 4}, {"samples": 5}, {"beams": 4, "groups": 2}):
+        model = leaning_to(speaking(), 1, 4.0)
+        assert model.tokenizer is not None and model.tokenizer.unk_id == 1
+        told = [one for first in model.caption(images, max_len=8, **options) for one in (first, *first.others)]
+        assert not any(1 in one.ids for one in told)
+        free = [one for first in model.caption(images, max_len=8, allow_unknown=True, **options)
+                for one in (first, *first.others)]
+        assert sum(1 in one.ids for one in free) > 0.8 * len(free)
+        for image, one in ((0, told[0]), (0, free[0])):  # nothing is renormalised
+            logp = model.replay(images[image:image + 1], [one]).detach().log_softmax(-1)[0]
+            assert one.logps == pytest.approx([float(logp[t, id]) for t, id in enumerate(one.ids[1:])], abs=1e-5)
+
+
+def test_words_that_must_and_must_not_appear() -> None:
+    model, images = speaking(), pictures(6)
+    plain = [one.text for one in model.caption(images, max_len=9)]
+    said = {word for text in plain for word in (text or "").split()}
+    for word in sorted({"hill", "dogs", "red"} - said) or ["hill"]:
+        for beams in (1, 3):
+            for one in model.caption(images, max_len=9, beams=beams, required=[word, "two dogs"]):
+                assert one.words is not None and word in [found.text for found in one.words]
+                assert "two dogs" in (one.text or "")
+    for text in model.caption(images, max_len=9, forbidden=sorted(said)):
+        assert not said & set((text.text or "").split())
+    for one in model.caption(images, max_len=9, required=["Hill!"], forbidden=["a", "red dog"], min_len=5,
+                             no_repeat_ngram=1):
+        words = (one.text or "").split()
+        assert "hill" in words and "a" not in words and len(one.ids) >= 6 and len(set(one.ids)) == len(one.ids)
+
+
+def test_a_prefix_is_given_and_not_counted() -> None:
+    model, images = speaking(), pictures(4)
+    assert model.tokenizer is not None
+    begin = (2, *model.tokenizer.encode("two dogs"))
+    for options in ({"beams": 1}, {"beams": 3, "n_best": 2}, {"samples": 2}, {"beams": 4, "groups": 2}):
+        for image, one in enumerate(model.caption(images, max_len=5, prefix="Two dogs", **options)):
+            assert one.ids[:3] == begin and len(one.ids) <= 8 and (one.text or "").startswith("two dogs")
+            logp = model.replay(images[image:image + 1], [one]).detach().log_softmax(-1)[0]
+            each = [float(logp[t, id]) for t, id in enumerate(one.ids[1:])]
+            assert one.logps == pytest.approx([0.0, 0.0, *each[2:]], abs=1e-5)
+            assert one.probabilities is not None and one.probabilities[:2] == (1.0, 1.0)
+    required = model.caption(images, max_len=4, prefix="two dogs", required=["two", "dogs"])
+    assert [one.ids for one in required] == [one.ids for one in model.caption(images, max_len=4, prefix="two dogs")]
+    assert model.caption(images, max_len=5, prefix=begin[1:]) == model.caption(images, max_len=5, prefix="two dogs")
+    assert model.caption(images, max_len=5, prefix=" ") == model.caption(images, max_len=5)
+
+
+def test_probabilities_of_words_are_those_of_their_pieces() -> None:
+    tokenizer = Tokenizer.train(["a red dog runs", "two dogs on a hill", "the hill"] * 2, kind="bpe", vocab_size=275)
+    config = DecoderConfig(**{**SIZES, "vocab_size": tokenizer.vocab_size})
+    model = Captioner(CaptionerConfig(ENCODER, config), tokenizer=tokenizer)
+    model.load_state_dict(captioner(5, scale=0.4, vocab_size=tokenizer.vocab_size).state_dict())
+    several, images = 0, pictures(6)
+    for caption in model.caption(images, max_len=11, min_len=9, required=["red"], n_best=3):
+        for one in (caption, *caption.others):
+            assert one.words is not None and one.probabilities is not None
+            assert "red" in [word.text for word in one.words]
+            assert len(one.probabilities) == len(one.words) and sum(one.logps) == pytest.approx(one.logprob, abs=1e-9)
+            for word, probability in zip(one.words, one.probabilities):
+                product = np.prod([np.exp(one.logps[place - 1]) for place in range(word.start, word.stop)])
+                assert probability == pytest.approx(float(product))
+                several += word.stop - word.start > 1
+    assert several > 3
+    assert captioner().caption(images[:1], max_len=4)[0].probabilities is None  # no words
+    assert Caption((2, 5, 3), "a", (), -1.0, -1.0).probabilities is None  # no log-probabilities
+
+
+def test_samples_do_not_depend_on_the_batch() -> None:
+    model, images = captioner(3, scale=0.3), pictures(6)
+    options = {"samples": 4, "max_len": 9, "temperature": 1.3, "top_k": 9, "top_p": 0.95}
+    together = model.caption(images, **options)
+    assert together == model.caption(images, **options)  # nothing is drawn from a global state
+    ids = [[one.ids for one in (first, *first.others)] for first in together]
+    assert all(len(one) == 4 for one in ids) and len({text for one in ids for text in one}) > 15
+    for size in (1, 4):
+        split = model.caption(images, batch_size=size, **options)
+        assert [[one.ids for one in (first, *first.others)] for first in split] == ids
+    alone = model.caption(images[4:5], numbers=[4], **options)[0]
+    assert [one.ids for one in (alone, *alone.others)] == ids[4]
+    assert [one.ids for one in model.caption(images[4:5], **options)] != [ids[4][0]]
+    other = model.caption(images, seed=1, **options)
+    assert sum(a.ids != b.ids for a, b in zip(together, other)) >= 4
+
+
+def test_every_combination_works_or_is_refused() -> None:
+    """120 random choices of options: captions that keep to all of them, or one line that says why not."""
+    draw, done, refused = np.random.default_rng(0), 0, set()
+    choices: dict[str, list[Any]] = {
+        "beams": [1, 2, 4], "max_len": [4, 7], "normalise": ["none", "mean", "gnmt(0.6)"], "n_best": [1, 2],
+        "stop": ["exact", "hf"], "groups": [1, 2], "samples": [None, None, 3], "temperature": [1.0, 1.0, 0.7],
+        "top_k": [None, None, 5], "top_p": [None, None, 0.8], "min_len": [1, 4], "repetition_penalty": [1.0, 1.5],
+        "no_repeat_ngram": [0, 2], "forbidden": [(), ("a", "hill"), ((7, 8),)], "required": [(), ("red dog",), ((9,),)],
+        "prefix": ["", "two dogs"], "allow_unknown": [False, True]}
+    model, images = leaning_to(speaking(3), 1, 1.0), pictures(3)
+    for _ in range(120):
+        options = {name: some[draw.integers(len(some))] for name, some in choices.items() if draw.random() < 0.5}
+        try:
+            captions = model.caption(images, **{"max_len": 7, **options})
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused.add(str(error).split("=")[0])
+            continue
+        done += 1
+        begin = 3 if options.get("prefix") else 1
+        for place, first in enumerate(captions):
+            assert 1 + len(first.others) <= (options.get("samples") or options.get("n_best", 1))
+            for one in (first, *first.others):
+                new, words = one.ids[begin:], (one.text or "").split()
+                assert options.get("min_len", 1) <= len(new) + (3 not in new) and len(new) <= options.get("max_len", 7)
+                assert 1 not in new or options.get("allow_unknown")
+                assert not options.get("forbidden") == ("a", "hill") or not {"a", "hill"} & set(words)
+                assert not options.get("forbidden") == ((7, 8),) or (7, 8) not in zip(one.ids, one.ids[1:])
+                assert not options.get("required") == ("red dog",) or "red dog" in (one.text or "")
+                assert not options.get("required") == ((9,),) or 9 in one.ids
+                pairs = list(zip(one.ids, one.ids[1:]))
+                assert not options.get("no_repeat_ngram") or len(set(pairs)) == len(pairs)
+                logp = model.replay(images[place:place + 1], [one]).detach().log_softmax(-1)[0]
+                each = [float(logp[t, id]) for t, id in enumerate(one.ids[1:])]
+                assert one.logps == pytest.approx([0.0] * (begin - 1) + each[begin - 1:], abs=1e-5)
+    assert done >= 25 and len(refused) >= 6, (done, refused)
+
+
+def test_options_as_one_object() -> None:
+    model, images = captioner(), pictures()
+    options = Options(beams=4, max_len=6, groups=2, diversity=1.0, n_best=2)
+    assert model.caption(images, **vars(options)) \
+        == model.caption(images, beams=4, max_len=6, groups=2, diversity=1.0, n_best=2)
+
+
+def test_a_list_of_tensors() -> None:
+    model, images = captioner(), pictures(4)
+    expected = model.caption(images, max_len=6)
+    assert [one.ids for one in model.caption(list(images), max_len=6)] == [one.ids for one in expected]
+    with pytest.raises(InputError, match="12, 8"):
+        model.caption([images[0], images[1, :, :8]], max_len=6)
+
+
 # -- mistakes ------------------------------------------------------------------------------------------------
 
 def test_mistakes_of_forward_and_replay() -> None:
@@ -277,12 +427,31 @@ def test_mistakes_of_caption(tmp_path: Path) -> None:
     calls = [
         ("13", {"max_len": 13}), ("max_len", {"max_len": 0}), ("beams", {"beams": 0}),
         ("n_best", {"n_best": 4}), ("length", {"normalise": "length"}), ("batch_size", {"batch_size": 0}),
-        ("batch_size", {"batch_size": -1}),
+        ("batch_size", {"batch_size": -1}), ("vocabulary has only 11", {"beams": 12}), ("beam;", {"beam": 3}),
+        ("beams=2 with samples=3", {"beams": 2, "samples": 3}), ("numbers", {"numbers": [1], "samples": 2}),
+        ("numbers", {"numbers": [1, -1], "samples": 2}), ("13 text positions", {"prefix": (4, 5), "max_len": 10}),
+        ("prefix.*from 0 to 10", {"prefix": (4, 11)}), ("no tokenizer", {"prefix": "a dog"}),
+        ("forbidden: 'dog'.*no tokenizer", {"forbidden": ["dog"]}), ("required.*no tok", {"required": ["dog"]}),
+        ("forbidden.*from 0 to 10", {"forbidden": [4]}), ("required.*from 0", {"required": [()]}),
+        ("token 3 ends", {"forbidden": [(3,)]}), (r"'\[4, 5\]' is required and forbidden",
+                                                  {"forbidden": [(5,)], "required": [(4, 5)]}),
+        ("says what is forbidden", {"forbidden": [(5, 6)], "prefix": (4, 5, 6)}),
+        ("takes 6 tokens, max_len=5", {"required": [(4, 5, 6), (7, 8, 9)]}), ("min_len=6 is more", {"min_len": 6}),
     ]
     for message, options in calls:
         with pytest.raises(InputError, match=message):
             model.caption(images, **{"max_len": 5, **options})
     spoken = speaking()
+    for message, options in (("'cat' is not in the vocabulary", {"required": ["dog", "cat"]}),
+                             ("prefix='a cat': not in the vocabulary of .*'cat'", {"prefix": "a cat"}),
+                             ("'dog' is required and forbidden", {"required": ["dog"], "forbidden": ["Dog"]}),
+                             ("'red dog' is required and forbidden", {"required": ["red dog"], "forbidden": ["dog"]}),
+                             ("prefix='a dog' says what is", {"prefix": "a dog", "forbidden": ["dog"]}),
+                             ("empty text", {"forbidden": [" "]}), ("no tokens|'' ", {"required": [""]})):
+        with pytest.raises(InputError, match=message):
+            spoken.caption(images, max_len=5, **options)
+        with pytest.raises(InputError, match=message):  # also where there is nothing to do
+            spoken.caption([], max_len=5, **options)
     for message, given in (("text.jpg", [tmp_path / "text.jpg"]), ("missing.jpg", ["missing.jpg"]),
                            ("list", "photo.jpg"), ("list", tmp_path / "photo.jpg"),
                            ("list", Image.new("RGB", (9, 9))), ("12, 8", images[0])):

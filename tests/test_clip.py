@@ -314,7 +314,8 @@ def test_config_and_header_go_through_json(tokenizer: Tokenizer) -> None:
     special = {"bos_id": tokenizer.bos_id, "eot_id": tokenizer.eos_id}
     config = CLIPConfig(VISION, replace(TEXT, vocab_size=tokenizer.vocab_size, **special))
     look = Preprocessing((32, 32), (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
-    model = CLIP(config, tokenizer=tokenizer, preprocessing=look)
+    notes = {"name": "a pair of nothing", "scores": {"mean_recall": 0.25}}
+    model = CLIP(config, tokenizer=tokenizer, preprocessing=look, notes=notes)
     randomise(model, 0, SCALE)
     model.visual.resize((40, 24))
     assert model.preprocessing is not None and model.preprocessing.size == (40, 24)
@@ -322,7 +323,7 @@ def test_config_and_header_go_through_json(tokenizer: Tokenizer) -> None:
     again = CLIP.from_header(header)
     again.load_state_dict(model.state_dict())
     assert again.config == model.config == replace(config, vision=replace(VISION, image_size=(40, 24)))
-    assert again.preprocessing == model.preprocessing
+    assert again.preprocessing == model.preprocessing and again.notes == notes
     ids = again.tokenize(["two dogs", "the grass"])
     assert torch.equal(ids, model.tokenize(["two dogs", "the grass"]))
     images = pictures(size=(40, 24))
@@ -332,7 +333,7 @@ def test_config_and_header_go_through_json(tokenizer: Tokenizer) -> None:
     with pytest.raises(TypeError, match="colour"):
         CLIPConfig.from_dict({**asdict(config), "text": {**asdict(config.text), "colour": 1}})
     bare = CLIP.from_header({"config": asdict(config), "preprocessing": None, "tokenizer": None})
-    assert bare.tokenizer is None and bare.preprocessing is None
+    assert bare.tokenizer is None and bare.preprocessing is None and bare.notes == {}  # as files before notes
     bare.preprocessing = look
     assert bare.visual.preprocessing == look
 

@@ -10,115 +10,50 @@ import numpy as np
 import pytest
 import torch
 from random_models import captioner, pictures
+from search_tables import EOS, Table, TableSteps, best_of_all, close, scored, search
 from torch import Tensor
 
 from minivl.errors import InputError
 from minivl.models.captioner import Captioner, Decoding
-from minivl.search import Hypothesis, beam_search, greedy_search
+from minivl.search import Hypothesis, Normalisation, beam_search, greedy_search
 
-EOS = 1
-
-
-class Table:
-    """Log-probabilities of the next of V tokens, a random function of the whole history."""
-
-    def __init__(self, seed: int, vocabulary: int = 4, sharp: float = 1.5) -> None:
-        self.seed, self.vocabulary, self.sharp = seed, vocabulary, sharp
-
-    def __getitem__(self, history: Sequence[int]) -> np.ndarray:
-        scores = np.random.default_rng((self.seed, *history)).normal(size=self.vocabulary) * self.sharp
-        return scores - np.log(np.exp(scores).sum())
-
-    def logprob(self, ids: Sequence[int], prompt: int) -> float:
-        return float(sum(self[ids[:t]][ids[t]] for t in range(prompt, len(ids))))
-
-    def sequences(self, prompt: tuple[int, ...], max_len: int) -> Iterator[tuple[int, ...]]:
-        """Everything that can be said: ended by <EOS>, or max_len new tokens without."""
-        others = [token for token in range(self.vocabulary) if token != EOS]
-        for length in range(max_len):
-            for words in itertools.product(others, repeat=length):
-                yield (*prompt, *words, EOS)
-        for words in itertools.product(others, repeat=max_len):
-            yield (*prompt, *words)
+NORMALISATIONS = ["none", "mean", "gnmt(0.7)"]
 
 
-class TableSteps:
-    """The step protocol over one table per image; remembers how many rows each step saw."""
-
-    def __init__(self, tables: Sequence[Table]) -> None:
-        self.tables, self.histories, self.rows = list(tables), [], []
-
-    def prefill(self, ids: Tensor) -> Tensor:
-        self.histories = [[tuple(row)] for row in ids.tolist()]
-        return self._logp()
-
-    def step(self, ids: Tensor) -> Tensor:
-        tokens = iter(ids.tolist())
-        self.histories = [[(*history, next(tokens)) for history in rows] for rows in self.histories]
-        assert next(tokens, None) is None
-        return self._logp()
-
-    def reorder(self, rows: Tensor) -> None:
-        share, flat = len(self.histories[0]), list(itertools.chain(*self.histories))
-        new = len(rows) // len(self.histories)
-        groups = [rows[i * new:(i + 1) * new].tolist() for i in range(len(self.histories))]
-        assert all(row // share == i for i, group in enumerate(groups) for row in group), "it left its image"
-        self.histories = [[flat[row] for row in group] for group in groups]
-
-    def select(self, images: Tensor) -> None:
-        self.histories = [self.histories[i] for i in images.tolist()]
-        self.tables = [self.tables[i] for i in images.tolist()]
-
-    def _logp(self) -> Tensor:
-        self.rows.append(sum(map(len, self.histories)))
-        return torch.tensor(np.array([table[history] for table, rows in zip(self.tables, self.histories)
-                                      for history in rows]))
+Opened = list[tuple[tuple[int, ...], float]]
 
 
-def reference(table: Table, prompt: tuple[int, ...], beams: int, max_len: int, normalise: str = "none"
-              ) -> list[Hypothesis]:
-    """Beam search of one image, never stopped early, in plain Python."""
+def stages(table: Table, prompt: tuple[int, ...], beams: int, max_len: int, normalise: str = "none"
+           ) -> Iterator[tuple[list[Hypothesis], Opened]]:
+    """Beam search of one image, never stopped early, in plain Python: what has ended and what is open at each step."""
     finished: list[Hypothesis] = []
-    opened = [(prompt, 0.0)]
+    opened: Opened = [(prompt, 0.0)]
     for length in range(1, max_len + 1):
         candidates = [((*ids, token), total + float(table[ids][token]))
                       for ids, total in opened for token in range(table.vocabulary)]
         candidates.sort(key=lambda one: -one[1])
         looked_at = candidates[:2 * beams if beams > 1 else 1]
-        finished += [hypothesis(*one, length, normalise) for one in looked_at[:beams] if one[0][-1] == EOS]
+        finished += [scored(*one, length, normalise) for one in looked_at[:beams] if one[0][-1] == EOS]
         opened = [one for one in looked_at if one[0][-1] != EOS][:beams]
-    finished += [hypothesis(*one, max_len, normalise) for one in opened]
+        yield sorted(finished, key=lambda one: -one.score), opened
+
+
+def reference(table: Table, prompt: tuple[int, ...], beams: int, max_len: int, normalise: str = "none"
+              ) -> list[Hypothesis]:
+    """What a search that never stops early finds, best first."""
+    *_, (finished, opened) = stages(table, prompt, beams, max_len, normalise)
+    finished += [scored(*one, max_len, normalise) for one in opened]
     return sorted(finished, key=lambda one: -one.score)
-
-
-def hypothesis(ids: tuple[int, ...], total: float, length: int, normalise: str) -> Hypothesis:
-    return Hypothesis(ids, total, total / length if normalise == "mean" else total)
-
-
-def search(tables: Sequence[Table], prompt: tuple[int, ...] = (0,), **options: object
-           ) -> list[list[Hypothesis]]:
-    return beam_search(TableSteps(tables), torch.tensor([prompt] * len(tables)), eos_id=EOS, **options)
-
-
-def close(found: Sequence[Hypothesis], expected: Sequence[Hypothesis]) -> None:
-    assert [one.ids for one in found] == [one.ids for one in expected]
-    for one, other in zip(found, expected):
-        assert one.logprob == pytest.approx(other.logprob, abs=1e-9)
-        assert one.score == pytest.approx(other.score, abs=1e-9)
 
 
 # -- against enumeration -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("normalise", ["none", "mean"])
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
 @pytest.mark.parametrize("prompt", [(0,), (0, 3, 2)])
 @pytest.mark.parametrize("seed", range(6))
 def test_with_enough_beams_it_finds_the_very_best(seed: int, prompt: tuple[int, ...], normalise: str) -> None:
     table, max_len = Table(seed), 4
-    everything = []
-    for ids in table.sequences(prompt, max_len):
-        total = table.logprob(ids, len(prompt))
-        everything.append(hypothesis(ids, total, len(ids) - len(prompt), normalise))
-    everything.sort(key=lambda one: -one.score)
+    everything = best_of_all(table, prompt, max_len, normalise)
     found = search([table], prompt, beams=200, max_len=max_len, normalise=normalise, n_best=12)[0]
     close(found, everything[:12])
     assert math.isclose(sum(math.exp(one.logprob) for one in everything), 1.0)  # the enumeration is whole
@@ -151,7 +86,7 @@ def test_wider_is_usually_better_and_greedy_is_not_the_best() -> None:
 
 # -- against a search that never stops -----------------------------------------------------------------------
 
-@pytest.mark.parametrize("normalise", ["none", "mean"])
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
 @pytest.mark.parametrize("beams", [1, 2, 3, 5])
 def test_stopping_early_changes_nothing(beams: int, normalise: str) -> None:
     for seed in range(25):
@@ -160,6 +95,50 @@ def test_stopping_early_changes_nothing(beams: int, normalise: str) -> None:
         for n_best in {1, beams}:
             found = search([table], beams=beams, max_len=7, normalise=normalise, n_best=n_best)[0]
             close(found, everything[:n_best])
+
+
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+@pytest.mark.parametrize("beams, n_best", [(1, 1), (3, 1), (3, 3)])
+def test_when_it_stops_no_open_beam_can_win(beams: int, n_best: int, normalise: str) -> None:
+    """Whatever the open beams might still say, all of it tried out, would not enter the n best."""
+    max_len, early = 6, 0
+    for seed in range(24):
+        table = Table(seed, vocabulary=4, sharp=2.5, ends=2.5)
+        steps = TableSteps([table])
+        found = beam_search(steps, torch.tensor([[0]]), eos_id=EOS, beams=beams, max_len=max_len, n_best=n_best,
+                            normalise=normalise)[0]
+        taken = len(steps.rows)
+        *_, (_, opened) = itertools.islice(stages(table, (0,), beams, max_len, normalise), taken)
+        if taken == max_len:
+            continue
+        early += 1
+        for ids, total in opened:
+            for way in table.sequences(ids, max_len - taken):
+                whole = scored(way, total + table.logprob(way, len(ids)), len(way) - 1, normalise)
+                assert whole.score <= found[-1].score + 1e-12
+    assert early >= 5  # and it does stop before the end
+
+
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+def test_stopping_as_transformers_does(normalise: str) -> None:
+    """`beams` have finished, and the best open one would not be among them if it ended here."""
+    differ = 0
+    for seed in range(40):
+        table, beams, max_len = Table(seed, 5, sharp=2.0), 3, 8
+        expected, taken = None, max_len
+        for length, (finished, opened) in enumerate(stages(table, (0,), beams, max_len, normalise), 1):
+            reachable = scored((), opened[0][1], length, normalise).score if opened else -math.inf
+            if len(finished) >= beams and finished[beams - 1].score >= reachable:
+                expected, taken = finished, length
+                break
+        steps = TableSteps([table])
+        found = beam_search(steps, torch.tensor([[0]]), eos_id=EOS, beams=beams, max_len=max_len, stop="hf",
+                            normalise=normalise, n_best=3)[0]
+        close(found, (expected or reference(table, (0,), beams, max_len, normalise))[:3])
+        assert len(steps.rows) == taken
+        exact = search([table], beams=beams, max_len=max_len, normalise=normalise, n_best=3)[0]
+        differ += [one.ids for one in found] != [one.ids for one in exact]
+    assert (differ > 0) == (normalise != "none")  # for sums, whose best can only fall, it is exact
 
 
 def test_it_does_stop() -> None:
@@ -179,7 +158,7 @@ def test_it_does_stop() -> None:
 
 # -- batches -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("normalise", ["none", "mean"])
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
 @pytest.mark.parametrize("beams, n_best", [(1, 1), (2, 2), (4, 3)])
 def test_a_batch_equals_one_by_one(beams: int, n_best: int, normalise: str) -> None:
     tables = [Table(seed, vocabulary=6, sharp=3.0) for seed in range(12)]
@@ -210,7 +189,30 @@ def test_no_images_no_steps() -> None:
 
 # -- what comes out ------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("normalise", ["none", "mean"])
+@pytest.mark.parametrize("text, length, divisor", [
+    ("none", 7, 1.0), ("mean", 7, 7.0), ("gnmt(0)", 7, 1.0), ("gnmt(1)", 7, 2.0), ("gnmt( .5 )", 19, 2.0),
+    ("gnmt(0.6)", 1, 1.0), ("gnmt(2.)", 7, 4.0),
+])
+def test_normalisations(text: str, length: int, divisor: float) -> None:
+    assert Normalisation.parse(text).divisor(length) == pytest.approx(divisor, abs=1e-12)
+
+
+@pytest.mark.parametrize("text", ["sum", "", "gnmt", "gnmt()", "gnmt(-1)", "gnmt(nan)", "gnmt(11)", "gnmt(1)\n", 3])
+def test_other_normalisations(text: object) -> None:
+    with pytest.raises(InputError, match="gnmt"):
+        Normalisation.parse(text)
+
+
+@pytest.mark.parametrize("beams, normalise", [(1, "none"), (4, "none"), (4, "mean"), (4, "gnmt(0.7)")])
+def test_log_probabilities_of_tokens(beams: int, normalise: str) -> None:
+    for seed in range(10):
+        table = Table(seed, 5)
+        for one in search([table], (0, 2), beams=beams, max_len=6, n_best=beams, normalise=normalise)[0]:
+            expected = [float(table[one.ids[:t]][one.ids[t]]) for t in range(2, len(one.ids))]
+            assert one.logps == pytest.approx(expected, abs=1e-12) and math.fsum(one.logps) == one.logprob
+
+
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
 def test_n_best_are_sorted_and_distinct(normalise: str) -> None:
     tables = [Table(seed, 5) for seed in range(10)]
     for found in search(tables, beams=6, max_len=5, n_best=6, normalise=normalise):
@@ -260,7 +262,9 @@ def test_forbidden_words_are_never_said() -> None:
 
 @pytest.mark.parametrize("options, message", [
     ({"beams": 0}, "beams"), ({"max_len": 0}, "max_len"), ({"n_best": 0}, "n_best"), ({"n_best": 4}, "n_b"),
-    ({"normalise": "sum"}, "none, mean"), ({"eos_id": 4}, "eos_id"), ({"eos_id": -1}, "eos_id"),
+    ({"normalise": "sum"}, "none, mean"), ({"stop": "never"}, "exact, hf"), ({"beams": True}, "beams"),
+    ({"groups": 0}, "groups"), ({"groups": 2}, "groups=2 must divide beams=3"), ({"diversity": -1.0}, "diversity"),
+    ({"eos_id": 4}, "eos_id"), ({"eos_id": -1}, "eos_id"),
     ({"prompt": torch.zeros(2, 0, dtype=torch.long)}, "prompt"),
     ({"prompt": torch.zeros(2, dtype=torch.long)}, "prompt"),
 ])
@@ -324,7 +328,7 @@ def test_a_hundred_random_captioners() -> None:
     for seed in range(100):
         generator = np.random.default_rng(seed)
         beams, max_len = int(generator.integers(1, 5)), int(generator.integers(1, 11))
-        normalise = str(generator.choice(["none", "mean"]))
+        normalise = str(generator.choice(NORMALISATIONS))
         model = captioner(seed, scale=0.35, depth=1 + seed % 2, norm=("pre", "post")[seed // 2 % 2],
                           tied=seed % 3 == 0, positions=("learned", "sinusoidal")[seed // 4 % 2])
         images, prompt = pictures(3, seed), torch.tensor([[2, 7], [2, 5], [2, 2]])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from random_models import ENCODER, captioner
+from random_models import ENCODER, captioner, randomise
 
 import minivl
 from minivl.errors import InputError
 from minivl.files import read_json, sha256
 from minivl.models.captioner import Captioner
+from minivl.models.clip import CLIP, CLIPConfig, TextConfig
 from minivl.models.vit import ViT
+from minivl.text.tokenizer import Tokenizer
 from weights import ship
 
 LOOK = {"layer": 1, "heads": [3], "score": 0.5, "scenes": 8}
@@ -64,6 +67,31 @@ def test_what_is_shipped_is_what_was_trained(tmp_path: Path, shelf: Path, capsys
     assert again["alpha"] == manifest["alpha"] and again["beta"]["made_by"]["seed"] == 3
 
 
+def test_a_pair_is_shipped_with_its_tokenizer(tmp_path: Path, shelf: Path) -> None:
+    tokenizer = Tokenizer.train(["a red star", "two blue fish"])
+    text = TextConfig(tokenizer.vocab_size, 16, 1, 2, 32, 8, max_len=6, bos_id=tokenizer.bos_id,
+                      eot_id=tokenizer.eos_id)
+    notes = {"data": "scenes", "name": "an image-text pair trained by minivl on scenes", "scores": {"mean_recall": 0.5}}
+    model = CLIP(CLIPConfig(replace(ENCODER, num_classes=8), text), tokenizer=tokenizer, notes=notes)
+    randomise(model, 4)
+    minivl.save(model, tmp_path / "best.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"objective": "contrastive"}))
+    run(tmp_path, "--name", "pair")
+    shipped = minivl.load(shelf / "pair.safetensors", verify=True)
+    assert isinstance(shipped, CLIP) and shipped.notes == notes and shipped.tokenizer is not None
+    assert all(map(torch.equal, shipped.state_dict().values(), model.state_dict().values()))
+    assert torch.equal(shipped.tokenize(["a red fish"]), model.tokenize(["a red fish"]))
+    entry = read_json(shelf / "MANIFEST.json")["pair"]
+    assert entry["notes"] == notes and entry["made_by"] == {"objective": "contrastive"}
+    for change, told in (({"tokenizer": None}, "has no tokenizer"), ({"notes": {}}, "was trained on unknown data")):
+        for name, value in change.items():
+            setattr(model, name, value)
+        minivl.save(model, tmp_path / "best.safetensors")
+        with pytest.raises(InputError, match=told):
+            run(tmp_path, "--name", "other")
+    assert not (shelf / "other.safetensors").exists()
+
+
 def test_the_size_limit(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ship.LARGEST == 10_000_000
     folder = finished(tmp_path / "run")
@@ -97,7 +125,7 @@ def test_other_mistakes(tmp_path: Path, shelf: Path) -> None:
     with pytest.raises(InputError, match="config.json: no such file"):
         run(folder, "--name", "x")
     minivl.save(ViT(ENCODER), folder / "best.safetensors")
-    with pytest.raises(InputError, match="is no captioner"):
+    with pytest.raises(InputError, match="is no captioner and no image-text pair"):
         run(folder, "--name", "x")
     assert list(shelf.iterdir()) == [] and not (tmp_path / "x.safetensors").exists()
 

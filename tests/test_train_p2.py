@@ -20,14 +20,20 @@ from PIL import Image
 
 import minivl
 import train_p2
+from minivl.data.captions import read_captions
 from minivl.data.scenes import Scenes
 from minivl.errors import InputError
 from minivl.images import Preprocessing
-from minivl.models.captioner import Captioner
+from minivl.metrics.retrieval import recall_at_k
+from minivl.models.captioner import Captioner, CaptionerConfig
+from minivl.models.clip import CLIP
+from minivl.models.decoder import DecoderConfig
+from minivl.models.grid import GridConfig
 from minivl.models.vit import ViT, ViTConfig
 from minivl.text.tokenizer import Tokenizer
 from minivl.train import features
 from minivl.train.captioning import CaptionTask
+from minivl.train.contrasting import KS, ContrastTask
 from minivl.train.run import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,7 +145,6 @@ def test_a_run_on_photographs(data: Path, frozen: Path) -> None:
 
 
 def test_saved_scores_are_those_of_the_saved_weights(data: Path, frozen: Path) -> None:
-    from minivl.data.captions import read_captions
     from minivl.train.captioning import score
     told = read_captions(data / "val.json")
     model = weights(frozen)
@@ -267,6 +272,203 @@ def test_scenes_with_a_frozen_encoder(data: Path, tmp_path: Path, monkeypatch: p
     assert found.score == pytest.approx(model.notes["scores"]["cider_d"], rel=1e-6)
 
 
+# -- image-text pairs ----------------------------------------------------------------------------------------
+
+PAIR = {"objective": "contrastive", "refs": None, "beams": None, "embed_dim": 12}
+RECALLS = [f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in KS]
+
+
+def pair_of(folder: Path, name: str = "best") -> CLIP:
+    model = minivl.load(folder / f"{name}.safetensors", verify=True)
+    assert isinstance(model, CLIP)
+    return model
+
+
+@pytest.fixture(scope="session")
+def frozen_pair(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a pair on frozen features."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("pair") / "runs" / "one"
+    train(data, out, **PAIR)
+    return out
+
+
+def test_a_pair_on_photographs(data: Path, frozen_pair: Path) -> None:
+    assert {file.name for file in frozen_pair.iterdir()} == LEFT
+    rows = story(frozen_pair)
+    assert [row["step"] for row in rows] == [1, 2, 2, 3, 4, 4]  # 8 photos, 4 and 4
+    epochs = [row for row in rows if "epoch" in row]
+    assert list(epochs[0])[:4] == ["epoch", "step", "train_loss", "mean_recall"] and set(RECALLS) < set(epochs[0])
+    config = json.loads((frozen_pair / "config.json").read_text())
+    assert config["objective"] == "contrastive" and config["refs"] == 1 and config["mirror"] is True
+    assert all(config[name] is None for name in ("norm", "positions", "tied", "smoothing", "drop_tokens", "beams"))
+    model = pair_of(frozen_pair)
+    assert model.notes["scores"]["mean_recall"] == max(row["mean_recall"] for row in epochs)
+    assert model.notes["scores"]["signature"].startswith("recall|images:3|captions:")
+    told = str(data / "train.json")
+    assert model.notes["name"] == f"an image-text pair trained by minivl on {told}" and model.notes["data"] == told
+    assert model.preprocessing is not None and model.preprocessing.mode == "squash"
+    vit = minivl.load(data / "vit.safetensors").state_dict()
+    state = model.visual.state_dict()
+    assert {name for name in state if name not in vit} == {"head.weight"} and state["head.weight"].shape == (12, 24)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in vit.items())
+    start = train_p2.build_pair(train_p2.parse(options(data, frozen_pair, **PAIR)),
+                                minivl.load(data / "vit.safetensors"), model.tokenizer)  # type: ignore[arg-type]
+    assert not torch.equal(start.visual.head.weight, model.visual.head.weight)  # type: ignore[arg-type]
+    assert not torch.equal(start.text.blocks[0].mlp.fc1.weight, model.text.blocks[0].mlp.fc1.weight)
+
+
+def test_saved_recalls_are_those_of_the_saved_pair(data: Path, frozen_pair: Path) -> None:
+    """Photos opened anew and captions tokenised by the file alone give the scores that training noted."""
+    told = read_captions(data / "val.json")
+    model = pair_of(frozen_pair)
+    images, _ = minivl.preprocess([data / "photos" / name for name in told.images], model)
+    texts = [text for name in told.images for text in told.captions[name]]
+    owner = [number for number, name in enumerate(told.images) for _ in told.captions[name]]
+    with torch.no_grad():
+        found = recall_at_k(model(images, model.tokenize(texts)), ks=KS, owner=owner)
+    scores = model.notes["scores"]
+    assert [scores[name] for name in RECALLS] == [*found.image_to_text.values(), *found.text_to_image.values()]
+
+
+def test_a_stopped_pair_is_resumed_as_the_same_run(data: Path, frozen_pair: Path, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    real, calls = ContrastTask.loss, []
+
+    def stopping(task: ContrastTask, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(task, *args)
+
+    monkeypatch.setattr(ContrastTask, "loss", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "one", **PAIR)
+    assert story(tmp_path / "one") == story(frozen_pair)[:4]
+    train(data, tmp_path / "one", resume=True, **PAIR)
+    assert story(tmp_path / "one") == story(frozen_pair)
+    for name in ("best", "last"):
+        one, two = (pair_of(folder, name).state_dict() for folder in (frozen_pair, tmp_path / "one"))
+        assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
+    capsys.readouterr()
+    train(data, tmp_path / "one", resume=True, **PAIR)
+    assert "best: R@1/5/10 % picture to text " in capsys.readouterr().out
+    with pytest.raises(InputError, match="cannot resume with other settings: beams was None, is 2"):
+        train(data, tmp_path / "one", resume=True)
+
+
+def test_pair_and_captioner_share_their_cached_features(data: Path, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    train(data, tmp_path / "one", epochs=1)
+    monkeypatch.setattr(features, "_encode", lambda *args: pytest.fail("photos are encoded again"))
+    for pool in (None, "mean", "class+mean"):
+        train(data, tmp_path / str(pool), epochs=1, pool=pool, **PAIR)
+        model = pair_of(tmp_path / str(pool))
+        assert model.config.vision.pool == (pool or "class") and not model.config.vision.norm_after_pool
+        scores, told = model.notes["scores"], read_captions(data / "val.json")
+        with torch.no_grad():
+            images, _ = minivl.preprocess([data / "photos" / name for name in told.images], model)
+            texts = [text for name in told.images for text in told.captions[name]]
+            owner = [number for number, name in enumerate(told.images) for _ in told.captions[name]]
+            found = recall_at_k(model(images, model.tokenize(texts)), ks=KS, owner=owner)
+        assert [scores[name] for name in RECALLS] == [*found.image_to_text.values(), *found.text_to_image.values()]
+
+
+def test_a_pair_whose_image_tower_learns(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(data, tmp_path / "one", encoder=data / "classifier.safetensors", freeze_encoder=None, epochs=1, fit="crop",
+          precision="bf16", pieces="bpe", ema=0, json=True, workers=1, max_len=5,
+          **{**PAIR, "refs": 2, "embed_dim": None})
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0]["cut_captions"] > 0 and rows[1]["mean_recall"] == rows[2]["mean_recall"] and rows[1]["step"] == 3
+    model = pair_of(tmp_path / "one")
+    vit = minivl.load(data / "classifier.safetensors").state_dict()
+    name = "blocks.0.mlp.fc1.weight"
+    assert not torch.equal(model.visual.state_dict()[name], vit[name]) and not (tmp_path / "features").exists()
+    assert model.config.text.embed_dim == 256 and model.preprocessing is not None
+    assert model.preprocessing.mode == "crop" and model.tokenizer is not None
+    assert model.tokenize(["a red dog runs"])[0, -1] == model.tokenizer.eos_id  # a long text keeps its end
+
+
+@pytest.mark.parametrize("freeze", [None, True])
+def test_a_pair_on_scenes(data: Path, tmp_path: Path, freeze: bool | None) -> None:
+    changes = {**SCENES, **PAIR, "smoothing": None, "epochs": 2, "freeze_encoder": freeze}
+    train(data, tmp_path / "one", **changes)
+    model = pair_of(tmp_path / "one")
+    assert model.notes["name"] == "an image-text pair trained by minivl on scenes" and "look" not in model.notes
+    assert "look" not in json.loads((tmp_path / "one" / "config.json").read_text())
+    images, _ = minivl.preprocess([scene.image for scene in Scenes(4, start=train_p2.VAL_START, size=32)], model)
+    with torch.no_grad():
+        assert model(images, model.tokenize(["a red star", "two blue boxes"])).shape == (4, 2)
+
+
+@pytest.mark.parametrize("changes", [{}, PAIR])
+def test_a_captioner_gives_its_encoder(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    train(data, tmp_path / "one", encoder=data / "captioner.safetensors", epochs=1, fit="crop", **changes)
+    model, theirs = minivl.load(tmp_path / "one" / "best.safetensors"), minivl.load(data / "captioner.safetensors")
+    assert isinstance(theirs, Captioner) and isinstance(model, (Captioner, CLIP))
+    state = (model.visual if isinstance(model, CLIP) else model.encoder).state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in theirs.encoder.state_dict().items())
+    assert model.preprocessing == replace(tiny_run.PREPROCESSING, mode="crop")
+
+
+def test_a_clip_gives_its_image_tower_to_a_pair(data: Path, frozen_pair: Path, tmp_path: Path) -> None:
+    best = frozen_pair / "best.safetensors"
+    train(data, tmp_path / "one", encoder=best, epochs=1, **{**PAIR, "embed_dim": 5})
+    ours, theirs = pair_of(tmp_path / "one"), pair_of(frozen_pair)
+    assert torch.equal(ours.visual.norm.weight, theirs.visual.norm.weight)
+    assert ours.config.vision.num_classes == 5 and ours.notes["encoder"] == str(best)
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"norm": "pre"}, "--norm does not go with --objective contrastive: the text tower"),
+    ({"positions": "learned"}, "--positions does not go"), ({"tied": True}, "--tied does not go"),
+    ({"no-tied": True}, "--tied does not go"), ({"beams": 3}, "--beams does not go"),
+    ({"smoothing": 0.0}, "--smoothing does not go"), ({"drop_tokens": 0.0}, "--drop-tokens does not go"),
+    ({"objective": "caption"}, "--embed-dim does not go with --objective caption: a captioner has no"),
+    ({"objective": "caption", "embed_dim": None, "pool": "mean"}, "--pool does not go with --objective caption"),
+    ({"pool": "max"}, "--pool"), ({"objective": "both"}, "--objective"), ({"embed_dim": 0}, "--embed-dim 0: give 1"),
+    ({"batch_size": 1}, "--batch-size 1 must hold at least the --refs 1 of each of two pictures"),
+    ({"batch_size": 5, "refs": 3}, "--batch-size 5"), ({"max_len": 1}, "--max-len 1: give 2"),
+    ({"refs": 0}, "--refs 0"), ({"width": 15}, "15"), ({"heads": 3}, "3"), ({"dropout": 1.0}, "--dropout"),
+    ({**SCENES, "smoothing": None, "beams": None, "scenes": 1}, "--scenes 1: give 2"),
+    ({"encoder": "scenes_patch8_96"}, "--freeze-encoder: scenes_patch8_96 is a preset"),
+    ({"mirror": True, "freeze_encoder": None}, "--mirror"), ({"resume": True}, "nothing to resume")])
+def test_what_a_pair_does_not_take(data: Path, tmp_path: Path, changes: dict[str, Any], told: str,
+                                   capsys: pytest.CaptureFixture[str]) -> None:
+    assert told in mistake(options(data, tmp_path / "one", **{**PAIR, **changes}), capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_of_pairs_in_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads((data / "val.json").read_text())
+    one = {**told, "images": told["images"][:1],
+           "annotations": [note for note in told["annotations"] if note["image_id"] == 0]}
+    (tmp_path / "val.json").write_text(json.dumps(one))
+    line = mistake(options(data, tmp_path / "one", **{**PAIR, "val_captions": tmp_path / "val.json"}), capsys)
+    assert f"--val-captions {tmp_path / 'val.json'}: 8 training and 1 validation pictures" in line
+    (tmp_path / "train.json").write_text(json.dumps(one))
+    line = mistake(options(data, tmp_path / "one", **{**PAIR, "captions": tmp_path / "train.json"}), capsys)
+    assert line.startswith(f"--captions {tmp_path / 'train.json'}, ") and "1 training and 3 validation" in line
+    tokenizer = tiny_run.captioner().tokenizer
+    assert tokenizer is not None
+    described = json.loads(tokenizer.to_json())
+    text = json.dumps(described).replace("[UNK]", "nothing")
+    (tmp_path / "words.json").write_text(text)
+    line = mistake(options(data, tmp_path / "one", **{**PAIR, "tokenizer": tmp_path / "words.json"}), capsys)
+    assert line.startswith(f"{tmp_path / 'words.json'}: has no token of its own for unknown words")
+    assert not (tmp_path / "one").exists() and not (tmp_path / "features").exists()
+
+
+@pytest.mark.parametrize("objective", ["caption", "contrastive"])
+def test_several_processes_are_refused(data: Path, tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch,
+                                       capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    changes = PAIR if objective == "contrastive" else {}
+    assert "WORLD_SIZE=2: train_p2.py trains in one process" in mistake(
+        options(data, tmp_path / "one", **changes), capsys)
+
+
 # -- as a program --------------------------------------------------------------------------------------------
 
 def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
@@ -279,6 +481,13 @@ def test_program_trains(data: Path, frozen: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "epoch   2" in done.stdout and str(tmp_path / "one" / "best.safetensors") in done.stdout
     assert story(tmp_path / "one") == story(frozen)  # another process, the same numbers
+
+
+def test_program_trains_a_pair(data: Path, frozen_pair: Path, tmp_path: Path) -> None:
+    done = run(options(data, tmp_path / "one", **PAIR))
+    assert done.returncode == 0, done.stderr
+    assert "epoch   2" in done.stdout and "text to picture" in done.stdout
+    assert story(tmp_path / "one") == story(frozen_pair)  # another process, the same numbers
 
 
 def test_program_ends_with_one_line_and_code_2(data: Path, tmp_path: Path) -> None:
@@ -379,7 +588,10 @@ def test_mistakes_in_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
     bad.write_text(json.dumps(whole))
     refusal = line(val_captions=bad)
     assert refusal.startswith(f"--val-captions {bad}: ") and "'3.jpg'" in refusal
-    assert f"{data / 'captioner.safetensors'}: is a captioner" in line(encoder=data / "captioner.safetensors")
+    decoder = DecoderConfig(9, 8, 1, 2, 8, 6)
+    minivl.save(Captioner(CaptionerConfig(GridConfig(8, 1, 2, 8, layers=(1, 1, 1, 1)), decoder)),
+                tmp_path / "grid.safetensors")
+    assert f"{tmp_path / 'grid.safetensors'}: is a captioner over a grid" in line(encoder=tmp_path / "grid.safetensors")
     assert f"{data / 'unknown.safetensors'}: its preprocessing is unknown" in line(
         encoder=data / "unknown.safetensors")
     cut = tmp_path / "cut.safetensors"
@@ -461,3 +673,15 @@ def test_another_encoder_under_the_same_name(data: Path, tmp_path: Path) -> None
     minivl.save(model, tmp_path / "vit.safetensors")
     with pytest.raises(InputError, match="other frozen weights"):
         train(data, tmp_path / "one", encoder=tmp_path / "vit.safetensors", epochs=1, resume=True)
+
+
+def test_an_encoder_that_cannot_be_pooled_so(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ViTConfig((32, 32), (8, 8), 24, 1, 2, 48, num_classes=0, class_token=False, pool="mean")
+    torch.manual_seed(0)
+    preprocessing = Preprocessing((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    minivl.save(ViT(config, preprocessing=preprocessing), tmp_path / "mean.safetensors")
+    told = mistake(options(data, tmp_path / "one", **{**PAIR, "encoder": tmp_path / "mean.safetensors",
+                                                      "pool": "class"}), capsys)
+    assert "without class_token only" in told and not (tmp_path / "one").exists()
+    train(data, tmp_path / "one", **{**PAIR, "encoder": tmp_path / "mean.safetensors", "epochs": 1})
+    assert pair_of(tmp_path / "one").config.vision.norm_after_pool

@@ -10,6 +10,7 @@ from minivl import programs
 from minivl.errors import InputError
 from minivl.files import existing_file, read_json, sha256, write_json
 from minivl.models.captioner import Captioner
+from minivl.models.clip import CLIP
 from minivl.train.looks import noted_look
 
 HERE = Path(__file__).resolve().parent
@@ -38,24 +39,29 @@ def main(argv: Sequence[str] | None) -> None:
                     f"{target}: {entry['bytes'] / 10 ** 6:.1f} MB, sha256 {entry['sha256'][:16]}...")
 
 
-def check(source: Path) -> Captioner:
-    """The captioner of a file that may be shipped.
+def check(source: Path) -> Captioner | CLIP:
+    """The captioner or image-text pair of a file that may be shipped.
 
     Raises:
-        InputError: it is too large, was changed after it was saved, is no captioner, was trained on other data
-            than scenes (whose licences are not ours to pass on), or does not say where to look.
+        InputError: it is too large, was changed after it was saved, is neither of them, was trained on other data
+            than scenes (whose licences are not ours to pass on), is a captioner that does not say where to look, or
+            a pair without a tokenizer.
     """
     size = source.stat().st_size
     if size > LARGEST:
         raise InputError(f"{size} bytes: shipped weights have at most {LARGEST}", source=source)
     model = minivl.load(source, verify=True)
-    if not isinstance(model, Captioner):
-        raise InputError("is no captioner: only captioners of scenes are shipped", source=source)
+    if not isinstance(model, (Captioner, CLIP)):
+        raise InputError("is no captioner and no image-text pair: only these, of scenes, are shipped", source=source)
     data = model.notes.get("data")
     if data != "scenes":
         raise InputError(f"was trained on {data or 'unknown data'}: only weights made from scenes are shipped",
                          source=source)
-    noted_look(model, source)
+    if isinstance(model, Captioner):
+        noted_look(model, source)
+    elif model.tokenizer is None:
+        raise InputError("has no tokenizer, so nothing can be asked of it: only pairs with one are shipped",
+                         source=source)
     return model
 
 

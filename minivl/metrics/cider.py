@@ -7,110 +7,25 @@ CIDEr-D) on the same tokens.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..errors import InputError, some
-
-Ngram = tuple[str, ...]
-Tokenize = Callable[[str], Sequence[str]]
+from .docfreq import DocFreq, check_n
+from .ngrams import Ngram, Ngrams, common, hold
+from .score import Score
+from .tokens import Tokenize, Words, check_candidate, check_ids, encode, reference_words, tokenizer
 
 VARIANTS = ("cider-d", "cider")
-
-
-def simple(text: str) -> list[str]:
-    """The tokens named "simple": lower case, runs of ``[a-z0-9']``; all else separates."""
-    return re.findall(r"[a-z0-9']+", text.lower())
-
-
-@dataclass(frozen=True)
-class CiderResult:
-    """What `cider` returns.
-
-    Attributes:
-        score: mean over the images, 0 to 10 (papers print it times 10 or 100).
-        per_item: id -> score, in the order of the candidates.
-        signature: all that must be equal for two scores to be comparable.
-    """
-
-    score: float
-    per_item: dict[Any, float]
-    signature: str
-
-
-@dataclass(frozen=True, eq=False)
-class DocFreq:
-    """In how many images of a collection an n-gram occurs: what makes a rare word count more.
-
-    A fixed collection makes scores independent of which images are scored together: one image can
-    be scored, and a batch that repeats images (as in reinforcement learning) scores as without.
-
-    Attributes:
-        counts: n-gram -> number of images with it in at least one reference.
-        images: number of images in the collection.
-        n: longest n-gram counted.
-        tokens: name of the tokens the n-grams are made of.
-        label: a name for the signature; "" uses the first 8 hex digits of the contents' sha256.
-    """
-
-    counts: Mapping[Ngram, int] = field(repr=False)
-    images: int
-    n: int = 4
-    tokens: str = "simple"
-    label: str = ""
-
-    def __post_init__(self) -> None:
-        if self.images < 2:
-            raise InputError(f"document frequencies of {self.images} image say nothing (every n-gram would "
-                             "weigh 0); at least 2 are needed", source="DocFreq")
-        highest = max(self.counts.values(), default=0)
-        if highest > self.images:
-            raise InputError(f"an n-gram is counted in {highest} images, but there are only {self.images}",
-                             source="DocFreq")
-
-    @classmethod
-    def from_references(cls, references: Mapping[Any, Sequence[str]], n: int = 4,
-                        tokenize: str | Tokenize = "simple", *, label: str = "") -> DocFreq:
-        """Count over the reference captions of a collection, such as a training set.
-
-        Args:
-            references: id -> captions of that image.
-            n: longest n-gram.
-            tokenize: as in `cider`.
-            label: a name for the signature.
-
-        Raises:
-            InputError: fewer than two images, or what `cider` refuses in references.
-        """
-        tokens, split = _tokens(tokenize)
-        _check_n(n)
-        cooked = _cook_references(references, n, split, tokens)
-        return cls(_count(cooked), len(cooked), n, tokens, label)
-
-    @cached_property
-    def name(self) -> str:
-        """The label, or a hash of the counts, and the number of images: ``"1f0c22ab(5999)"``."""
-        if self.label:
-            return f"{self.label}({self.images})"
-        digest = hashlib.sha256()
-        for line in sorted(f"{' '.join(ngram)}\t{count}\n" for ngram, count in self.counts.items()):
-            digest.update(line.encode())
-        return f"{digest.hexdigest()[:8]}({self.images})"
-
-    def idf(self, ngram: Ngram) -> float:
-        """``ln(images / images with the n-gram)``; an n-gram never seen counts as seen once."""
-        return math.log(self.images) - math.log(max(1, self.counts.get(ngram, 0)))
+TOGETHER = 4096  # captions scored at a time, which bounds the memory
 
 
 def cider(candidates: Mapping[Any, str], references: Mapping[Any, Sequence[str]], *, variant: str = "cider-d",
           df: str | DocFreq = "corpus", n: int = 4, sigma: float = 6.0,
-          tokenize: str | Tokenize = "simple") -> CiderResult:
+          tokenize: str | Tokenize = "ptb-coco") -> Score:
     """Score captions against references.
 
     For each order 1 to n the tf-idf weighted n-gram counts of candidate and reference are compared
@@ -131,160 +46,284 @@ def cider(candidates: Mapping[Any, str], references: Mapping[Any, Sequence[str]]
             images scored with it; or a `DocFreq`.
         n: longest n-gram.
         sigma: width of the length factor, in words ("cider-d" only).
-        tokenize: "simple" (see `simple`), or a function with a name, text -> tokens.
+        tokenize: "ptb-coco", the tokens of the COCO evaluation, or "ptb-clean" (see `minivl.metrics.ptb`); "simple"
+            (see `minivl.metrics.tokens.simple`); or a function with a name, text -> tokens.
 
     Returns:
-        The mean, the score per id and the signature, e.g.
-        ``"cider-d|n4|s6.0|df:corpus(1000)|tok:simple|v1"``.
+        The mean, 0 to 10 (papers print it times 10 or 100), the score per id and the signature, e.g.
+        ``"cider-d|n4|s6.0|df:corpus(1000)|tok:ptb-coco|v1"``.
 
     Raises:
         InputError: no candidates; ids only on one side; an image without references or without a
             token in them; a caption that is no string; one image with ``df="corpus"`` (all weights would
             be 0); a DocFreq of other n or tokens; an unknown variant or tokenizer.
     """
-    if variant not in VARIANTS:
-        raise InputError(f"variant={variant!r} is unknown; there are: {some(VARIANTS)}", source="cider")
-    if not sigma > 0:
-        raise InputError(f"sigma={sigma} must be above 0", source="cider")
-    _check_n(n)
-    tokens, split = _tokens(tokenize)
-    _check_ids(candidates, references)
-    cooked = _cook_references(references, n, split, tokens)
-    name, frequencies = _frequencies(df, cooked, n, tokens)
-    idf = _Idf(frequencies)
-    per_item = {}
-    for id, caption in candidates.items():
-        if not isinstance(caption, str):
-            raise InputError(f"the candidate of {id!r} is a {type(caption).__name__}, a string is needed",
+    check_ids(candidates, references, "cider")
+    scorer = Scorer(references, variant=variant, df=df, n=n, sigma=sigma, tokenize=tokenize)
+    values = scorer.score(list(candidates.items())).tolist()
+    return Score(math.fsum(values) / len(values), dict(zip(candidates, values)), scorer.signature)
+
+
+def explain(candidate: str, references: Sequence[str], *, df: DocFreq, variant: str = "cider-d", sigma: float = 6.0,
+            tokenize: str | Tokenize = "ptb-coco") -> list[Contribution]:
+    """Which n-grams the score of a caption comes from: why 0.4?
+
+    Args:
+        candidate: the caption.
+        references: of its image.
+        df: document frequencies; those of ``DocFreq.from_references(references of all images)`` explain what `cider`
+            gave with ``df="corpus"``.
+        variant, sigma, tokenize: as of `cider`.
+
+    Returns:
+        As `Scorer.explain`.
+
+    Raises:
+        InputError: as `cider`.
+    """
+    if not isinstance(df, DocFreq):
+        raise InputError(f"df={df!r}: one image needs a DocFreq", source="cider")
+    scorer = Scorer({"this image": references}, variant=variant, df=df, n=df.n, sigma=sigma, tokenize=tokenize)
+    return scorer.explain("this image", candidate)
+
+
+class Contribution(NamedTuple):
+    """What one n-gram gives to a score.
+
+    Attributes:
+        ngram: its words.
+        value: its part of the score; 0 where the caption lacks it, and where no reference has it.
+        possible: what it gives to a caption that repeats a reference word for word, compared with that reference
+            alone, on average over the references: together at most 10. An n-gram with ``value`` 0 and a
+            large ``possible`` was missed.
+    """
+
+    ngram: Ngram
+    value: float
+    possible: float
+
+
+class Scorer:
+    """References made ready, to score many captions against them: CIDEr as a reward.
+
+    What a caption scores depends neither on the captions scored with it nor on their number, to the last bit.
+
+    Args:
+        references: id -> captions.
+        variant, df, n, sigma, tokenize: as of `cider`.
+
+    Attributes:
+        signature: as of `cider`.
+
+    Raises:
+        InputError: as `cider`, of references and options.
+    """
+
+    def __init__(self, references: Mapping[Any, Sequence[str]], *, variant: str = "cider-d",
+                 df: str | DocFreq = "corpus", n: int = 4, sigma: float = 6.0,
+                 tokenize: str | Tokenize = "ptb-coco") -> None:
+        if variant not in VARIANTS:
+            raise InputError(f"variant={variant!r} is unknown; there are: {some(VARIANTS)}", source="cider")
+        if not sigma > 0:
+            raise InputError(f"sigma={sigma} must be above 0", source="cider")
+        check_n(n, "cider")
+        self._clipped, self._sigma, self._split = variant == "cider-d", sigma, tokenizer(tokenize, "cider")
+        texts, words = reference_words(references, self._split, "cider")
+        self._image = {id: image for image, id in enumerate(texts.ids)}
+        self._counts = np.asarray(texts.counts)  # (I,) references of each image
+        self._first = np.cumsum(self._counts) - self._counts  # (I,) the first of them
+        self._lengths = words.lengths  # (C,) words of each
+        self._ngrams, self._held = hold(words, texts.image(), n)
+        self._df, name, known = _frequencies(df, self._ngrams, len(texts.ids), self._split.name)
+        self._weights, self._norms = self._weigh_references(known)
+        width = f"|s{float(sigma)}" if self._clipped else ""
+        self.signature = f"{variant}|n{n}{width}|df:{name}|tok:{self._split.name}|v1"
+
+    def score(self, pairs: Sequence[tuple[Any, str]]) -> np.ndarray:
+        """Score captions.
+
+        Args:
+            pairs: (id of an image, caption); an image may be there more than once, or not at all.
+
+        Returns:
+            (len(pairs),) float64, 0 to 10.
+
+        Raises:
+            InputError: an id without references, or a caption that is no string.
+        """
+        parts = [self._score(*self._read(pairs[start:start + TOGETHER])) for start in range(0, len(pairs), TOGETHER)]
+        return np.concatenate([np.zeros(0), *parts])
+
+    def score_tokens(self, pairs: Sequence[tuple[Any, Sequence[str]]]) -> np.ndarray:
+        """Score captions that are tokens already, of the kind that the references were split into.
+
+        Args:
+            pairs: (id of an image, tokens).
+
+        Returns:
+            (len(pairs),) float64, 0 to 10.
+
+        Raises:
+            InputError: an id without references, or tokens that are no list of strings.
+        """
+        return self._score(self._images(pairs), encode([[tokens for _, tokens in pairs]]))
+
+    def _read(self, pairs: Sequence[tuple[Any, str]]) -> tuple[np.ndarray, Words]:
+        for id, caption in pairs:
+            check_candidate(id, caption, "cider")
+        return self._images(pairs), encode(self._split.batches([caption for _, caption in pairs]))
+
+    def _images(self, pairs: Sequence[tuple[Any, Any]]) -> np.ndarray:
+        """(B,) the images of pairs."""
+        unknown = [repr(id) for id, _ in pairs if id not in self._image]
+        if unknown:
+            raise InputError(f"{len(unknown)} captions are of images without references: {some(unknown, 5)}",
                              source="cider")
-        candidate = _weigh(_cook(split(caption), n), idf, n)
-        similarities = [_similarity(candidate, _weigh(counts, idf, n), variant == "cider-d", sigma)
-                        for counts in cooked[id]]
-        per_item[id] = 10.0 * math.fsum(similarities) / len(similarities)
-    width = f"|s{float(sigma)}" if variant == "cider-d" else ""
-    return CiderResult(math.fsum(per_item.values()) / len(per_item), per_item,
-                       f"{variant}|n{n}{width}|df:{name}|tok:{tokens}|v1")
+        return np.fromiter((self._image[id] for id, _ in pairs), np.int64, len(pairs))
+
+    def explain(self, id: Any, caption: str) -> list[Contribution]:
+        """Which n-grams a score comes from.
+
+        Args:
+            id: of an image.
+            caption: as of `score`.
+
+        Returns:
+            Every n-gram of the caption and of the image's references, by falling value, then by falling `possible`.
+            The values sum up to the score.
+
+        Raises:
+            InputError: as `score`.
+        """
+        image, text = self._read([(id, caption)])
+        against = self._comparisons(image, text.lengths)
+        ngrams, matches = self._matches(image, text, against)
+        found: dict[Ngram, float] = {}
+        for order, match in enumerate(matches, 1):
+            value = match.value * against.factor[match.comparison]
+            values = np.bincount(match.term, value, len(ngrams.keys[order - 1])).tolist()
+            found.update((ngrams.spell(order, number), value) for number, value in enumerate(values))
+        possible = self._possible(int(image[0]))
+        return sorted((Contribution(ngram, found.get(ngram, 0.0), possible.get(ngram, 0.0))
+                       for ngram in {**found, **possible}), key=lambda one: (-one.value, -one.possible, one.ngram))
+
+    def _possible(self, image: int) -> dict[Ngram, float]:
+        """What each n-gram of an image's references gives to captions that repeat them."""
+        found, factor = {}, 10.0 / (len(self._held) * self._counts[image])
+        begin, end = image, image + 1  # first as roots
+        for place, (keys, held) in enumerate(zip(self._ngrams.keys, self._held)):
+            begin, end = (int(np.searchsorted(keys, number << self._ngrams.bits)) for number in (begin, end))
+            for number in range(begin, end):
+                entries = slice(held.start[number], held.start[number + 1])
+                norm = self._norms[place][held.caption[entries]]
+                share = np.divide(self._weights[place][entries], norm, out=np.zeros(len(norm)), where=norm > 0)
+                found[self._ngrams.spell(place + 1, number)] = float(factor * (share * share).sum())
+        return found
+
+    def _weigh_references(self, known: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """For each order the weights of what the references hold (E,), and their Euclidean norms (C,).
+
+        Args:
+            known: for each order (G_k,) the numbers of the n-grams in the document frequencies.
+        """
+        weights, norms = [], []
+        for held, idf, numbers in zip(self._held, self._df.weights, known):
+            weight = held.times * np.repeat(idf[numbers], np.diff(held.start))  # (E,)
+            weights.append(weight)
+            norms.append(np.sqrt(np.bincount(held.caption, weight * weight, len(self._lengths))))
+        return weights, norms
+
+    def _score(self, image: np.ndarray, text: Words) -> np.ndarray:
+        """(B,) scores of B captions of these images."""
+        against = self._comparisons(image, text.lengths)
+        cosine = np.zeros(len(against.caption))  # (M,) summed over the orders
+        for match in self._matches(image, text, against)[1]:
+            cosine += np.bincount(match.comparison, match.value, len(cosine))
+        return np.bincount(against.caption, cosine * against.factor, len(image))
+
+    def _comparisons(self, image: np.ndarray, lengths: np.ndarray) -> _Comparisons:
+        """Each of B captions of these images and lengths with each reference of its image."""
+        counts = self._counts[image]  # (B,)
+        first = np.cumsum(counts) - counts
+        caption = np.repeat(np.arange(len(image)), counts)  # (M,)
+        reference = np.arange(len(caption)) + (self._first[image] - first)[caption]
+        factor = 10.0 / (len(self._weights) * counts[caption])
+        if self._clipped:
+            apart = _bigrams(lengths)[caption] - _bigrams(self._lengths)[reference]
+            factor = factor * np.exp(-(apart * apart) / (2 * self._sigma**2))
+        return _Comparisons(caption, reference, factor, first)
+
+    def _matches(self, image: np.ndarray, text: Words, against: _Comparisons) -> tuple[Ngrams, Iterator[_Matches]]:
+        """The n-grams of B captions, and for each order those that a reference has too."""
+        ngrams, own = hold(text, np.arange(len(image)), len(self._weights))
+        there, known = ngrams.numbers_in(self._ngrams, image), ngrams.numbers_in(self._df.ngrams)
+
+        def of_order(place: int) -> _Matches:
+            held, caption = self._held[place], own[place].caption
+            weight = own[place].times * self._df.weights[place][known[place]]  # (E,)
+            norm = np.sqrt(np.bincount(caption, weight * weight, len(image)))  # (B,)
+            term = np.flatnonzero(there[place] >= 0)
+            number = there[place][term]
+            begin = held.start[number]
+            count = held.start[number + 1] - begin
+            term = np.repeat(term, count)  # (X,) a match of a term with an entry of the references
+            entry = np.arange(len(term)) + np.repeat(begin - (np.cumsum(count) - count), count)
+            ours, theirs = weight[term], self._weights[place][entry]
+            product = (np.minimum(ours, theirs) if self._clipped else ours) * theirs
+            caption, reference = caption[term], held.caption[entry]
+            norms = norm[caption] * self._norms[place][reference]
+            value = np.divide(product, norms, out=np.zeros(len(term)), where=norms > 0)
+            return _Matches(term, against.first[caption] + reference - self._first[image[caption]], value)
+        return ngrams, map(of_order, range(len(self._weights)))
 
 
-class _Idf(dict[Ngram, float]):
-    """Weights of n-grams, looked up once each."""
+class _Comparisons(NamedTuple):
+    """M comparisons of a caption with a reference.
 
-    def __init__(self, frequencies: DocFreq) -> None:
-        self.frequencies = frequencies
+    Attributes:
+        caption, reference: (M,) their numbers.
+        factor: (M,) what the sum of the cosines is multiplied by in the score.
+        first: (B,) the first comparison of each caption.
+    """
 
-    def __missing__(self, ngram: Ngram) -> float:
-        weight = self[ngram] = self.frequencies.idf(ngram)
-        return weight
-
-
-@dataclass(frozen=True)
-class _Weighed:
-    """A caption as tf-idf vectors, one per order: weights by n-gram and their Euclidean norms."""
-
-    vectors: list[dict[Ngram, float]]
-    norms: list[float]
-    length: int  # the number of bigrams
+    caption: np.ndarray
+    reference: np.ndarray
+    factor: np.ndarray
+    first: np.ndarray
 
 
-def _cook(words: Sequence[str], n: int) -> Counter[Ngram]:
-    """How often each n-gram of order 1 to n occurs."""
-    return Counter(ngram for order in range(1, n + 1) for ngram in zip(*(words[i:] for i in range(order))))
+class _Matches(NamedTuple):
+    """n-grams of one order that a caption and a reference share.
+
+    Attributes:
+        term: (X,) the number of the n-gram among those of the captions.
+        comparison: (X,) between which two captions.
+        value: (X,) its part of their cosine.
+    """
+
+    term: np.ndarray
+    comparison: np.ndarray
+    value: np.ndarray
 
 
-def _weigh(counts: Counter[Ngram], idf: _Idf, n: int) -> _Weighed:
-    vectors: list[dict[Ngram, float]] = [{} for _ in range(n)]
-    words = 0
-    for ngram, count in counts.items():
-        vectors[len(ngram) - 1][ngram] = count * idf[ngram]
-        if len(ngram) == 1:
-            words += count
-    norms = [math.sqrt(sum(weight * weight for weight in vector.values())) for vector in vectors]
-    # Bigrams are counted by way of words, which makes the length the same for n = 1.
-    return _Weighed(vectors, norms, max(words - 1, 0))
+def _bigrams(lengths: np.ndarray) -> np.ndarray:
+    """What CIDEr-D takes for the length, whatever n is."""
+    return np.maximum(lengths - 1, 0)
 
 
-def _similarity(candidate: _Weighed, reference: _Weighed, clip: bool, sigma: float) -> float:
-    """Mean over the orders of the cosine; with ``clip`` the terms of CIDEr-D."""
-    total = 0.0
-    for ours, theirs, norm, other in zip(candidate.vectors, reference.vectors,
-                                         candidate.norms, reference.norms):
-        if norm == 0 or other == 0:
-            continue
-        if clip:
-            product = sum(min(weight, theirs[ngram]) * theirs[ngram]
-                          for ngram, weight in ours.items() if ngram in theirs)
-        else:
-            product = sum(weight * theirs[ngram] for ngram, weight in ours.items() if ngram in theirs)
-        total += product / (norm * other)
-    if clip:
-        total *= math.exp(-(candidate.length - reference.length) ** 2 / (2 * sigma**2))
-    return total / len(candidate.vectors)
-
-
-def _frequencies(df: str | DocFreq, cooked: Mapping[Hashable, list[Counter[Ngram]]], n: int,
-                 tokens: str) -> tuple[str, DocFreq]:
+def _frequencies(df: str | DocFreq, ngrams: Ngrams, images: int,
+                 tokens: str) -> tuple[DocFreq, str, list[np.ndarray]]:
+    """Document frequencies, what they are called in signatures, and which of theirs these n-grams of images are."""
+    n = len(ngrams.keys)
     if isinstance(df, DocFreq):
         if (df.n, df.tokens) != (n, tokens):
             raise InputError(f"the DocFreq {df.name} counts n={df.n} tokens={df.tokens!r}, but n={n} "
                              f"tokens={tokens!r} are asked for", source="cider")
-        return df.name, df
+        return df, df.name, ngrams.numbers_in(df.ngrams)
     if df != "corpus":
         raise InputError(f"df={df!r} is unknown; give 'corpus' or a DocFreq", source="cider")
-    if len(cooked) < 2:
+    if images < 2:
         raise InputError("df='corpus' with one image makes every weight and the score 0; pass a DocFreq "
                          "(DocFreq.from_references of a larger set)", source="cider")
-    return f"corpus({len(cooked)})", DocFreq(_count(cooked), len(cooked), n, tokens)
-
-
-def _count(cooked: Mapping[Hashable, list[Counter[Ngram]]]) -> Counter[Ngram]:
-    return Counter(ngram for captions in cooked.values() for ngram in set().union(*captions))
-
-
-def _cook_references(references: Mapping[Any, Sequence[str]], n: int, split: Tokenize,
-                     tokens: str) -> dict[Any, list[Counter[Ngram]]]:
-    cooked = {}
-    for id, captions in references.items():
-        if isinstance(captions, str) or not isinstance(captions, Sequence):
-            raise InputError(f"the references of {id!r} are a {type(captions).__name__}, a list of strings "
-                             "is needed", source="cider")
-        if not captions:
-            raise InputError(f"{id!r} has no references", source="cider")
-        for index, caption in enumerate(captions):
-            if not isinstance(caption, str):
-                raise InputError(f"reference {index} of {id!r} is a {type(caption).__name__}, a string is "
-                                 "needed", source="cider")
-            if not caption.strip():
-                raise InputError(f"reference {index} of {id!r} is empty", source="cider")
-        cooked[id] = [_cook(split(caption), n) for caption in captions]
-        if not any(cooked[id]):  # as of captions in another script, all of which would score 0
-            raise InputError(f"the references of {id!r} have no {tokens!r} token, such as {captions[0]!r}",
-                             source="cider")
-    return cooked
-
-
-def _check_ids(candidates: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> None:
-    if not candidates:
-        raise InputError("there are no candidates", source="cider")
-    for one, other, what in ((candidates, references, "have a candidate but no references"),
-                             (references, candidates, "have references but no candidate")):
-        lone = [repr(id) for id in one if id not in other]
-        if lone:
-            raise InputError(f"{len(lone)} ids {what}: {some(lone, 5)}", source="cider")
-
-
-def _check_n(n: int) -> None:
-    if not isinstance(n, int) or n < 1:
-        raise InputError(f"n={n!r} must be a whole number above 0", source="cider")
-
-
-def _tokens(tokenize: str | Tokenize) -> tuple[str, Tokenize]:
-    """The name that stands for the tokens in signatures, and the function."""
-    if tokenize == "simple" or tokenize is simple:
-        return "simple", simple
-    if not callable(tokenize):
-        raise InputError(f"tokenize={tokenize!r} is unknown; give 'simple' or a function", source="cider")
-    name = getattr(tokenize, "name", None) or getattr(tokenize, "__name__", "")
-    if not isinstance(name, str) or not name.isprintable() or name in ("", "<lambda>", "simple"):
-        raise InputError("the function given as tokenize= needs a name of its own for the signature (its "
-                         "__name__ or an attribute 'name')", source="cider")
-    return name, tokenize
+    shared, counts, known = common(ngrams)
+    return DocFreq(shared, tuple(counts), images, tokens), f"corpus({images})", known

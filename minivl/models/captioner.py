@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ from torch.nn.utils.rnn import pad_sequence
 from ..errors import InputError
 from ..images import Photo, Preprocessing, preprocess
 from ..nn.record import AttnRecord, Site, filling
-from ..search import Hypothesis, beam_search
-from ..text.tokenizer import Tokenizer, Word
+from ..search import BEAMS, Options
+from ..text.tokenizer import Tokenizer
+from .caption import Caption
 from .decoder import CaptionDecoder, DecoderConfig, DecoderState, Memory
 from .grid import GridConfig, GridEncoder
 from .vit import ViT, ViTConfig
+from .wishes import search, wishes
 
 
 @dataclass(frozen=True)
@@ -49,28 +51,6 @@ class CaptionerConfig:
         encoder = values["encoder"]
         kind = GridConfig if "layers" in encoder else ViTConfig
         return cls(kind(**encoder), DecoderConfig(**values["decoder"]), **rest)
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A generated caption.
-
-    Attributes:
-        ids: token ids, from <BOS> to <EOS> (if it was chosen): fit for `Captioner.replay`.
-        text: the caption, or None without a tokenizer.
-        words: its words with their places in ids, or None without a tokenizer. Row t of a replay chose
-            ``ids[t + 1]``, so the looks of a word are rows ``word.start - 1 : word.stop - 1``.
-        logprob: sum of the log-probabilities of ``ids[1:]``.
-        score: what the search ranked by.
-        others: the next best captions, with ``n_best > 1``.
-    """
-
-    ids: tuple[int, ...]
-    text: str | None
-    words: tuple[Word, ...] | None
-    logprob: float
-    score: float
-    others: tuple["Caption", ...] = field(default=(), repr=False)
 
 
 class Captioner(nn.Module):
@@ -265,75 +245,72 @@ class Captioner(nn.Module):
         return Decoding(self, memory)
 
     @torch.no_grad()
-    def caption(self, images: Tensor | Memory | Sequence[Photo], *, beams: int = 3, max_len: int = 30,
-                normalise: str = "none", n_best: int = 1, batch_size: int = 64,
-                progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> list[Caption]:
-        """Captions of images by beam search, in eval mode whatever the mode of the model.
+    def caption(self, images: Tensor | Memory | Sequence[Photo | Tensor], *, beams: int = BEAMS, max_len: int = 30,
+                normalise: str = "none", n_best: int = 1, batch_size: int = 64, numbers: Sequence[int] | None = None,
+                progress: Callable[[Iterable[Any]], Iterable[Any]] = iter, **options: Any) -> list[Caption]:
+        """Captions of images, searched for or drawn, in eval mode whatever the mode of the model.
 
         Args:
-            images: (B, C, H, W); or paths or PIL images, preprocessed here; or a memory.
-            beams: 1 = greedy.
+            images: (B, C, H, W); or paths, PIL images or tensors (C, H, W), which may differ in size where the
+                encoder takes any; or a memory.
+            beams: of the search; 1 = greedy.
             max_len: most new tokens, <EOS> counted.
-            normalise, n_best: as in `minivl.search.beam_search`.
+            normalise: "none", "mean" or "gnmt(0.6)": how captions of several lengths are ranked.
+            n_best: captions per image.
             batch_size: images decoded together.
+            numbers: whole numbers from which, with `seed`, samples of each image are drawn; None: places in the list.
             progress: wraps the iteration over batches (e.g. tqdm).
+            options: any other of `minivl.search.Options`: stop, groups, diversity, samples, temperature, top_k,
+                top_p, seed, min_len, repetition_penalty, no_repeat_ngram, forbidden, required, prefix, allow_unknown.
 
         Returns:
             One `Caption` per image.
 
         Raises:
-            InputError: max_len beyond the decoder's positions, a photo that does not open, or one photo where
-                a list is needed.
+            InputError: options that `Options` or `wishes` refuse, max_len beyond the decoder's positions, a photo that
+                does not open, or one photo where a list is needed.
         """
-        decoder = self.config.decoder
-        if isinstance(beams, int) and beams > decoder.vocab_size:
-            raise InputError(f"beams={beams}: the vocabulary has only {decoder.vocab_size} entries")
+        chosen = Options.of(beams=beams, max_len=max_len, normalise=normalise, n_best=n_best, **options)
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
         if not isinstance(images, (Tensor, Memory, Sequence)) or isinstance(images, str):
             raise InputError(f"images is one {type(images).__name__}: give a list of photos, or a tensor")
-        if max_len >= decoder.max_len:  # a whole caption with its <BOS> must fit a replay
-            raise InputError(f"max_len={max_len} tokens and <BOS> need {max_len + 1} text positions: this "
-                             f"decoder has {decoder.max_len}")
         count = images.tokens.shape[0] if isinstance(images, Memory) else len(images)
+        if numbers is not None and (len(numbers) != count or any(type(one) is not int or one < 0 for one in numbers)):
+            raise InputError(f"numbers: give {count} whole numbers of at least 0, one for each image")
+        wished = wishes(chosen, self.config.decoder, self.tokenizer, self.decoder.embed.weight.device)
         captions: list[Caption] = []
         modes = [(module, module.training) for module in self.modules()]  # a caller may have set parts apart
         self.eval()
         try:
             for first in progress(range(0, count, batch_size)):
-                memory = self._memory_of(images, slice(first, first + batch_size))
-                prompt = torch.full((memory.tokens.shape[0], 1), decoder.bos_id, device=memory.tokens.device)
-                found = beam_search(self.decoding(memory), prompt, eos_id=decoder.eos_id, beams=beams,
-                                    max_len=max_len, normalise=normalise, n_best=n_best)
-                captions += [self._caption(hypotheses) for hypotheses in found]
+                part = slice(first, first + batch_size)
+                seeds = [(chosen.seed, number) for number in (numbers or range(count))[part]]
+                found = search(self.decoding(memory := self.memory_of(images, part)), chosen, wished,
+                               eos_id=self.config.decoder.eos_id, seeds=seeds, device=memory.tokens.device)
+                captions += [Caption.of(hypotheses, self.tokenizer) for hypotheses in found]
         finally:
             for module, mode in modes:
                 module.training = mode
         return captions
 
-    def _memory_of(self, images: Tensor | Memory | Sequence[Photo], part: slice) -> Memory:
+    def memory_of(self, images: Tensor | Memory | Sequence[Photo | Tensor], part: slice = slice(None)) -> Memory:
+        """The memory of a part of what `caption` takes as images."""
         if isinstance(images, Memory):
             return images.select(part)
         batch = images[part]
         device = self.decoder.embed.weight.device
         if isinstance(batch, Tensor):
             return self.encode(batch.to(device))
-        if isinstance(self.encoder, ViT):
-            return self.encode(preprocess(batch, self)[0].to(device))
+        photos = [one for one in batch if not isinstance(one, Tensor)]
+        if isinstance(self.encoder, ViT) and len(photos) == len(batch):
+            return self.encode(preprocess(photos, self)[0].to(device))
         # A padded picture is not seen as it is alone: its border is. So pictures are encoded size by size.
-        single = [preprocess([photo], self)[0] for photo in batch]  # (1, 3, H, W) each
+        single = [one[None] if isinstance(one, Tensor) else preprocess([one], self)[0] for one in batch]  # (1, C, H, W)
         sizes = sorted({images.shape for images in single})
         order = [[i for i, images in enumerate(single) if images.shape == size] for size in sizes]
         memory = Memory.join([self.encode(torch.cat([single[i] for i in places]).to(device)) for places in order])
         return memory.select(torch.tensor(sum(order, []), device=device).argsort())
-
-    def _caption(self, hypotheses: Sequence[Hypothesis]) -> Caption:
-        tokenizer = self.tokenizer
-        captions = [Caption(one.ids, tokenizer.decode(one.ids) if tokenizer else None,
-                            tuple(tokenizer.words(one.ids)) if tokenizer else None, one.logprob, one.score)
-                    for one in hypotheses]
-        best = captions[0]
-        return Caption(best.ids, best.text, best.words, best.logprob, best.score, tuple(captions[1:]))
 
     def header(self) -> Mapping[str, Any]:
         """What a weight file must say beside the tensors (JSON-able)."""
@@ -360,7 +337,7 @@ class Decoding:
 
     def prefill(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, V)."""
-        return self._captioner.step(ids, self._state)[:, -1].float().log_softmax(-1)
+        return log_probabilities(self._captioner.step(ids, self._state)[:, -1])
 
     def step(self, ids: Tensor) -> Tensor:
         """(B*r,) -> (B*r, V)."""
@@ -373,3 +350,8 @@ class Decoding:
     def select(self, images: Tensor) -> None:
         """See `Steps.select`."""
         self._state.select(images)
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Of the next token, from logits (..., V) of any precision; in float32, or float64 where they are."""
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)

@@ -192,12 +192,13 @@ class CLIP(nn.Module):
         text: the text tower.
         logit_scale: () logarithm of the factor on the cosines. FSDP2 shards no scalar: name it in ignored_params.
         tokenizer: text -> ids; None where unknown.
+        notes: what training wrote down (its name, data, scores); travels in the weight file.
     """
 
     kind = "clip"
 
     def __init__(self, config: CLIPConfig, *, tokenizer: Tokenizer | None = None,
-                 preprocessing: Preprocessing | None = None) -> None:
+                 preprocessing: Preprocessing | None = None, notes: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         text = config.text
         if tokenizer is not None and tokenizer.vocab_size != text.vocab_size:
@@ -207,6 +208,7 @@ class CLIP(nn.Module):
                 raise InputError(f"{role} is {getattr(tokenizer, role)} in the tokenizer, and {ours} "
                                  f"{getattr(text, ours)} in the text tower")
         self.tokenizer = tokenizer
+        self.notes = dict(notes or {})
         self.visual = ViT(config.vision, preprocessing=preprocessing, site="image")
         self.text = TextTransformer(text)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # the paper's start, section 2.5
@@ -282,7 +284,7 @@ class CLIP(nn.Module):
     def header(self) -> dict[str, Any]:
         """What a weight file must say beside the tensors (JSON-able)."""
         return {"preprocessing": self.preprocessing and self.preprocessing.to_dict(),
-                "tokenizer": self.tokenizer and self.tokenizer.to_json()}
+                "tokenizer": self.tokenizer and self.tokenizer.to_json(), "notes": self.notes or None}
 
     @classmethod
     def from_header(cls, header: Mapping[str, Any]) -> CLIP:
@@ -292,4 +294,5 @@ class CLIP(nn.Module):
             # no PAD: what CLIP pads with (id 0 is "!") is a word elsewhere in a text
             roles = {"BOS": config.text.bos_id, "EOS": config.text.eot_id}
             tokenizer = Tokenizer.from_json(header["tokenizer"], roles=roles)
-        return cls(config, tokenizer=tokenizer, preprocessing=Preprocessing.or_none(header["preprocessing"]))
+        return cls(config, tokenizer=tokenizer, preprocessing=Preprocessing.or_none(header["preprocessing"]),
+                   notes=header.get("notes"))

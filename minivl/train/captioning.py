@@ -16,8 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import InputError
 from ..images import Preprocessing, preprocess
 from ..loading import save
-from ..metrics.cider import CiderResult, DocFreq, cider
+from ..metrics.cider import cider
+from ..metrics.docfreq import DocFreq
+from ..metrics.score import Score
 from ..models.captioner import Caption, Captioner
+from ..models.clip import CLIP
 from ..models.decoder import Memory
 from ..text.tokenizer import Tokenizer
 from .features import Features, Images
@@ -33,7 +36,7 @@ class Photos:
         model: whose preprocessing applies.
     """
 
-    def __init__(self, files: Sequence[Path], model: Captioner) -> None:
+    def __init__(self, files: Sequence[Path], model: Captioner | CLIP) -> None:
         self._files, self._model = list(files), _Recipe(model.preprocessing, model.cell)
 
     def __len__(self) -> int:
@@ -280,7 +283,7 @@ def _cross_entropy(model: Captioner, memory: Memory, batch: Batch, smoothing: fl
                            ignore_index=IGNORED, label_smoothing=smoothing)
 
 
-def score(captions: Sequence[Caption], references: Mapping[str, Sequence[str]]) -> CiderResult:
+def score(captions: Sequence[Caption], references: Mapping[str, Sequence[str]]) -> Score:
     """CIDEr-D of captions in the order of their references."""
     said = {name: caption.text or "" for name, caption in zip(references, captions)}
     return cider(said, {name: list(told) for name, told in references.items()})

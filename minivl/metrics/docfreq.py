@@ -1,0 +1,174 @@
+"""Document frequencies: in how many images of a collection people used an n-gram."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..files import read_tensors, undamaged, write_tensors
+from .ngrams import Ngrams, common, hold
+from .tokens import Tokenize, is_label, reference_words, tokenizer
+
+FORMAT = "minivl document frequencies 1"
+
+
+@dataclass(frozen=True, eq=False)
+class DocFreq:
+    """In how many images of a collection an n-gram occurs: what makes a rare word count more.
+
+    A fixed collection makes scores independent of which images are scored together: one image can
+    be scored, and a batch that repeats images (as in reinforcement learning) scores as without.
+
+    Only n-grams of at least two images are kept, because one that is in a single image weighs what one that was
+    never seen weighs.
+
+    Attributes:
+        ngrams: those kept.
+        counts: for each order (G_k,) the number of images with the n-gram in at least one reference.
+        images: number of images in the collection.
+        tokens: name of the tokens the n-grams are made of.
+        label: a name for the signature; "" uses the first 8 hex digits of the contents' sha256.
+    """
+
+    ngrams: Ngrams = field(repr=False)
+    counts: tuple[np.ndarray, ...] = field(repr=False)
+    images: int
+    tokens: str
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if self.images < 2:
+            raise InputError(f"document frequencies of {self.images} image say nothing (every n-gram would "
+                             "weigh 0); at least 2 are needed", source="DocFreq")
+        if not is_label(self.label):
+            raise InputError(f"label={self.label!r} must be printable and without '|'", source="DocFreq")
+
+    @classmethod
+    def from_references(cls, references: Mapping[Any, Sequence[str]], n: int = 4,
+                        tokenize: str | Tokenize = "ptb-coco", *, label: str = "") -> DocFreq:
+        """Count over the reference captions of a collection, such as a training set.
+
+        Args:
+            references: id -> captions of that image.
+            n: longest n-gram.
+            tokenize: as in `minivl.metrics.cider.cider`.
+            label: a name for the signature.
+
+        Raises:
+            InputError: fewer than two images, or references that `cider` refuses.
+        """
+        check_n(n)
+        split = tokenizer(tokenize, "DocFreq")
+        texts, words = reference_words(references, split, "DocFreq")
+        ngrams, counts, _ = common(hold(words, texts.image(), n)[0])
+        return cls(ngrams, tuple(counts), len(texts.ids), split.name, label)
+
+    @property
+    def n(self) -> int:
+        """The longest order counted."""
+        return len(self.counts)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of all that is told of the collection, in hex."""
+        digest = hashlib.sha256(json.dumps([FORMAT, self.n, self.images, self.tokens, self.label,
+                                            self.ngrams.words]).encode())
+        for keys, counts in zip(self.ngrams.keys, self.counts):
+            for array in (keys, counts):
+                digest.update(array.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def name(self) -> str:
+        """The label, or a hash of the contents, and the number of images: ``"1f0c22ab(5999)"``."""
+        return f"{self.label or self.digest[:8]}({self.images})"
+
+    def count(self, ngram: Sequence[str]) -> int:
+        """In how many images the n-gram is; 1 also stands for none."""
+        number = self.ngrams.find(ngram)
+        return 1 if number < 0 else int(self.counts[len(ngram) - 1][number])
+
+    def idf(self, ngram: Sequence[str]) -> float:
+        """``ln(images / images with the n-gram)``; an n-gram never seen counts as seen once."""
+        return math.log(self.images) - math.log(self.count(ngram))
+
+    @cached_property
+    def weights(self) -> list[np.ndarray]:
+        """For each order (G_k + 1,): the `idf` of its n-grams and, last, that of one not among them."""
+        return [math.log(self.images) - np.log(np.append(counts, 1)) for counts in self.counts]
+
+    # -- files -------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file, atomically.
+
+        Of each n-gram it holds its last word, how many n-grams it begins, and its count, each in as few bytes as the
+        largest of them needs: some 4 to 5 bytes for an n-gram.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        tensors = {"words": torch.frombuffer(bytearray(json.dumps(self.ngrams.words).encode()), dtype=torch.uint8)}
+        for order, counts in enumerate(self.counts, 1):
+            tensors[f"counts{order}"] = _packed(counts)
+            if order > 1:
+                first, last = self.ngrams.split(order)
+                tensors[f"begun{order}"] = _packed(np.bincount(first, minlength=len(self.counts[order - 2])))
+                tensors[f"last{order}"] = _packed(last)
+        told = {"images": self.images, "tokens": self.tokens, "label": self.label, "n": self.n}
+        write_tensors(path, tensors, {"format": FORMAT, "told": json.dumps(told), "sha256": self.digest})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> DocFreq:
+        """Read a file that `save` wrote.
+
+        Raises:
+            InputError: no such file, no file of document frequencies, or one that is damaged.
+        """
+        tensors, header = read_tensors(path)
+        if header.get("format") != FORMAT:
+            raise InputError(f"holds no document frequencies that this version reads (format "
+                             f"{header.get('format')!r:.60}, {FORMAT!r} is needed)", source=path)
+        with undamaged(path):
+            told = json.loads(header["told"])
+            words = json.loads(tensors["words"].numpy().tobytes())
+            counts = tuple(_unpacked(tensors[f"counts{order}"]) for order in range(1, told["n"] + 1))
+            keys = [np.arange(len(words))]
+            for order in range(2, told["n"] + 1):
+                first = np.repeat(np.arange(len(keys[-1])), _unpacked(tensors[f"begun{order}"]))
+                keys.append(first << len(words).bit_length() | _unpacked(tensors[f"last{order}"]))
+            found = cls(Ngrams(words, tuple(keys)), counts, told["images"], told["tokens"], told["label"])
+            if found.digest != header["sha256"]:
+                raise ValueError("its contents are not those that were saved")
+        return found
+
+
+def check_n(n: Any, source: str = "DocFreq") -> None:
+    """The longest order of n-grams.
+
+    Raises:
+        InputError: it is no whole number above 0.
+    """
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise InputError(f"n={n!r} must be a whole number above 0", source=source)
+
+
+def _packed(values: np.ndarray) -> torch.Tensor:
+    """Whole numbers in the smallest type that holds them."""
+    most = int(values.max(initial=0))
+    kind = next(kind for kind in (np.uint8, np.uint16, np.uint32, np.int64) if most <= np.iinfo(kind).max)
+    return torch.from_numpy(values.astype(kind))
+
+
+def _unpacked(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.numpy().astype(np.int64)
