@@ -584,7 +584,7 @@ def test_mistakes_in_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
     whole = json.loads((data / "val.json").read_text())
     for annotation in whole["annotations"]:
         if annotation["image_id"] == 1:
-            annotation["caption"] = "犬が走る"
+            annotation["caption"] = ". ... !"  # punctuation alone, which is no token
     bad.write_text(json.dumps(whole))
     refusal = line(val_captions=bad)
     assert refusal.startswith(f"--val-captions {bad}: ") and "'3.jpg'" in refusal

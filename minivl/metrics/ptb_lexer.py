@@ -16,7 +16,7 @@ SILENT = frozenset("\xa0" + WIDE + DROPPED + HYPHEN + SEPARATOR)  # no token, un
 ABOVE, LONE = re.compile("[\U00010000-\U0010ffff]"), re.compile("[\ud800-\udfff]")
 # What Java takes for one word where a sigma at its end is lower-cased
 GREEK_WORD = re.compile(r"(?:[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[\u0300-\u036f])+"
-                        r"(?:[-'.](?:[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[\u0300-\u036f])+)*")
+                        r"(?:[-'.\u2010\u2011](?:[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[\u0300-\u036f])+)*")
 
 
 class Lexer:
