@@ -5,6 +5,8 @@
 
 ``speed``: 5,000 images with 4 references and 1 candidate each (COCO's val2017 captions, or made up ones where the
 shared folder is missing). Tokenising and CIDEr-D end to end, theirs with its JVM; BLEU and ROUGE-L on the same tokens.
+The tokens of a few captions differ, and end to end the scores with them, because their tokenizer looks ahead into the
+next caption (see `minivl.metrics.ptb.tokenize`); on the same tokens all scores must agree to 1e-9.
 
 ``reward``: 500 sampled captions against prepared references and document frequencies, as in self-critical training;
 theirs is `Cider().compute_score` on captions that are tokens already.

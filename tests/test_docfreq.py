@@ -62,7 +62,8 @@ def test_corpus_is_the_frequencies_of_its_references() -> None:
     fixed = cider(candidates, references, df=df)
     assert fixed.per_item == cider(candidates, references).per_item
     named = DocFreq.from_references(references, label="train")
-    assert cider(candidates, references, df=named).signature == "cider-d|n4|s6.0|df:train(12)|tok:ptb-coco|v1"
+    assert named.name == f"train:{df.name}" and df.name.endswith("(12)")
+    assert cider(candidates, references, df=named).signature == f"cider-d|n4|s6.0|df:{named.name}|tok:ptb-coco|v1"
 
 
 def test_fixed_frequencies_do_not_depend_on_the_batch() -> None:
@@ -87,9 +88,9 @@ def test_name_is_of_the_contents() -> None:
     assert name != DocFreq.from_references({**base, 3: ["pigs"]}).name
     assert name != DocFreq.from_references(base, n=1).name
     assert name != DocFreq.from_references(base, tokenize=spaced).name
-    assert DocFreq.from_references(base, label="coco train").name == "coco train(2)"
+    assert DocFreq.from_references(base, label="coco train").name == f"coco train:{name}"
     # what was written yesterday is called the same tomorrow
-    assert DocFreq.from_references(captions(8, 9)[1], tokenize="simple").name == "a8869778(9)"
+    assert DocFreq.from_references(captions(8, 9)[1], tokenize="simple").name == "afdee127(9)"
 
 
 # files ----------------------------------------------------------------------------------------------
@@ -138,7 +139,9 @@ def test_any_damage_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change, words", [
     (lambda tensors, header: tensors.pop("last3"), "is damaged: 'last3' is missing"),
-    (lambda tensors, header: tensors.update(begun2=tensors["begun2"] + 1), "is damaged"),
+    (lambda tensors, header: tensors.update(begun2=tensors["begun2"] + 1), "begun2 does not fit last2"),
+    (lambda tensors, header: tensors.update(begun3=tensors["begun3"].long() * 10 ** 12), "begun3 does not fit last3"),
+    (lambda tensors, header: header.update(told=header["told"].replace("50", "1")), "not those that were saved"),
     (lambda tensors, header: tensors.update(counts1=tensors["counts1"].flip(0)), "are not those that were saved"),
     (lambda tensors, header: header.update(told=header["told"].replace("train", "test")), "not those that were saved"),
     (lambda tensors, header: header.update(told="7"), "is damaged"),
@@ -188,5 +191,5 @@ def test_flickr8k_training_set_is_a_small_file(shared: Path, tmp_path: Path) -> 
     candidates, told = ({image: texts[0] for image, texts in dev.items()},
                         {image: texts[1:] for image, texts in dev.items()})
     result = cider(candidates, told, df=DocFreq.load(tmp_path / "df.safetensors"))
-    assert result.signature == "cider-d|n4|s6.0|df:flickr8k-train(5999)|tok:ptb-coco|v1"
+    assert result.signature == f"cider-d|n4|s6.0|df:{df.name}|tok:ptb-coco|v1" and "flickr8k-train:" in df.name
     assert abs(result.score - cider(candidates, told).score) > 0.01  # another collection, another number

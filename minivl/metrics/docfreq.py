@@ -37,7 +37,7 @@ class DocFreq:
         counts: for each order (G_k,) the number of images with the n-gram in at least one reference.
         images: number of images in the collection.
         tokens: name of the tokens the n-grams are made of.
-        label: a name for the signature; "" uses the first 8 hex digits of the contents' sha256.
+        label: a name for people; the signature has it in front of a hash of the contents.
     """
 
     ngrams: Ngrams = field(repr=False)
@@ -62,10 +62,10 @@ class DocFreq:
             references: id -> captions of that image.
             n: longest n-gram.
             tokenize: as in `minivl.metrics.cider.cider`.
-            label: a name for the signature.
+            label: a name for people, which signatures show.
 
         Raises:
-            InputError: fewer than two images, or references that `cider` refuses.
+            InputError: fewer than two images, a label that no signature can hold, or references that `cider` refuses.
         """
         check_n(n)
         split = tokenizer(tokenize, "DocFreq")
@@ -80,18 +80,13 @@ class DocFreq:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of all that is told of the collection, in hex."""
-        digest = hashlib.sha256(json.dumps([FORMAT, self.n, self.images, self.tokens, self.label,
-                                            self.ngrams.words]).encode())
-        for keys, counts in zip(self.ngrams.keys, self.counts):
-            for array in (keys, counts):
-                digest.update(array.astype("<i8").tobytes())
-        return digest.hexdigest()
+        """sha256 of everything but the label, in hex."""
+        return _digest(self.ngrams, self.counts, self.images, self.tokens)
 
-    @cached_property
+    @property
     def name(self) -> str:
-        """The label, or a hash of the contents, and the number of images: ``"1f0c22ab(5999)"``."""
-        return f"{self.label or self.digest[:8]}({self.images})"
+        """The label, 8 hex digits of `digest`, and the number of images: ``"flickr8k:1f0c22ab(5999)"``."""
+        return f"{self.label}{':' * bool(self.label)}{self.digest[:8]}({self.images})"
 
     def count(self, ngram: Sequence[str]) -> int:
         """In how many images the n-gram is; 1 also stands for none."""
@@ -126,7 +121,8 @@ class DocFreq:
                 tensors[f"begun{order}"] = _packed(np.bincount(first, minlength=len(self.counts[order - 2])))
                 tensors[f"last{order}"] = _packed(last)
         told = {"images": self.images, "tokens": self.tokens, "label": self.label, "n": self.n}
-        write_tensors(path, tensors, {"format": FORMAT, "told": json.dumps(told), "sha256": self.digest})
+        write_tensors(path, tensors, {"format": FORMAT, "told": json.dumps(told),
+                                      "sha256": _sealed(self.digest, self.label)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DocFreq:
@@ -145,12 +141,15 @@ class DocFreq:
             counts = tuple(_unpacked(tensors[f"counts{order}"]) for order in range(1, told["n"] + 1))
             keys = [np.arange(len(words))]
             for order in range(2, told["n"] + 1):
-                first = np.repeat(np.arange(len(keys[-1])), _unpacked(tensors[f"begun{order}"]))
-                keys.append(first << len(words).bit_length() | _unpacked(tensors[f"last{order}"]))
-            found = cls(Ngrams(words, tuple(keys)), counts, told["images"], told["tokens"], told["label"])
-            if found.digest != header["sha256"]:
+                begun, last = (_unpacked(tensors[f"{what}{order}"]) for what in ("begun", "last"))
+                if begun.min(initial=0) < 0 or begun.sum() != len(last):
+                    raise ValueError(f"begun{order} does not fit last{order}")
+                keys.append(np.repeat(np.arange(len(keys[-1])), begun) << len(words).bit_length() | last)
+            ngrams = Ngrams(words, tuple(keys))
+            digest = _digest(ngrams, counts, told["images"], told["tokens"])
+            if _sealed(digest, told["label"]) != header["sha256"]:
                 raise ValueError("its contents are not those that were saved")
-        return found
+        return cls(ngrams, counts, told["images"], told["tokens"], told["label"])
 
 
 def check_n(n: Any, source: str = "DocFreq") -> None:
@@ -161,6 +160,20 @@ def check_n(n: Any, source: str = "DocFreq") -> None:
     """
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise InputError(f"n={n!r} must be a whole number above 0", source=source)
+
+
+def _digest(ngrams: Ngrams, counts: Sequence[np.ndarray], images: int, tokens: str) -> str:
+    """sha256, in hex, of numbers that are the same for the same captions in any order."""
+    digest = hashlib.sha256(json.dumps([FORMAT, len(counts), images, tokens, ngrams.words]).encode())
+    for keys, count in zip(ngrams.keys, counts):
+        for array in (keys, count):
+            digest.update(array.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _sealed(digest: str, label: str) -> str:
+    """sha256, in hex, of a digest and a label."""
+    return hashlib.sha256(json.dumps([digest, label]).encode()).hexdigest()
 
 
 def _packed(values: np.ndarray) -> torch.Tensor:

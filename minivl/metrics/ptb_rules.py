@@ -156,11 +156,11 @@ WORD_RULES = [
     _rule("j'", "DdJjLl", f"[DdJjLl]{APOS}"),
     _rule("y'", "Yy", f"([Yy]{APOS})[{L}]"),
     _rule("ol'", "Oo", f"[Oo][Ll]{APOS}|[Oo]{MARKED}[Oo]"),
-    _rule("'em", APOSES, f"{APOS}(?:[Nn]{APOS}?|[Ee][Mm]|[Tt][Ii][Ll]|[Cc][Aa][Uu][Ss][Ee])"),
+    _rule("'em", APOSES, f"{APOS}(?:[Nn]{APOS}?|[Ee][Mm]|[Tt][Ii][Ll][Ll]?|[Cc][Aa][Uu][Ss][Ee])"),
     _rule("'90s", APOSES, f"{APOS}[2-9]0[Ss]"),
     _rule("'99", APOSES, f"({APOS}[0-9][0-9]){GAP}"),
     _rule("quotes", "'`", "''|``"),
-    _rule("open quote", "'", f"(')[A-Za-z][^{SP}\\n]"),
+    _rule("open quote", "'", "(')[A-Za-z][^ \t\xa0\\n]"),
     _rule("'s", APOSES, f"{APOS}{CLITIC}", _apostrophe),
     _rule("'tis", "'", "('[Tt])(?:[Ii][Ss]|[Ww][Aa][Ss])"),
     _rule("hyphened", LETTERS + DIGITS, HYPHENED),
@@ -192,7 +192,7 @@ SHORT_RULES = [
     _rule("before a sentence", string.ascii_letters, f"([A-Za-z])\\.{GAP}+{DECLARATION}{GAP}", None,
           f"[A-Za-z]\\.{GAP}+{DECLARATION[:-1]}"),
     _rule("prefix", "pPaA", f"(?:{_any_case(['pro', 'anti'])})-"),
-    _rule("company", CAPITALS, COMPANY, _ampersand),
+    _rule("company", CAPITALS + "s", f"{COMPANY}|[Ss](?:&|&[Aa][Mm][Pp];)[Ll][Ss]", _ampersand),  # the S&Ls: banks
     _rule("dollars", CAPITALS, "[A-Z]+\\$"),
     _rule("language", "cCfF", "[CcFf]#|[Cc]\\+\\+"),
     _rule("face", "Oo", "[Oo]_[Oo]")]

@@ -119,8 +119,9 @@ CLOSING_UNEVEN = {
 NUMBERED = "art ca fig figs no nos op pp prop".split()  # keep their period before a number
 # Words that, capitalised, begin a sentence: a single letter and a period before them are a word and a full stop.
 STARTERS = """
-    A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once
-    One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You""".split()
+    A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Mr. Ms.
+    Now Once One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet
+    You""".split()
 SPLIT = {"cannot": 3, "gimme": 3, "gonna": 3, "gotta": 3, "lemme": 3, "wanna": 3}  # word: letters of its first token
 EXTENSIONS = """
      bat bmp c cgi class cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php pl png ppt ps py

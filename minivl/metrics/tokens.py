@@ -36,7 +36,7 @@ class Tokenizer:
     split: Tokenize
 
     def batches(self, texts: Sequence[str]) -> Iterator[list[Sequence[str]]]:
-        """The tokens of all texts, some thousand texts at a time."""
+        """The tokens of all texts, some hundred texts at a time."""
         for start in range(0, len(texts), TOGETHER):
             yield [self.split(text) for text in texts[start:start + TOGETHER]]
 

@@ -19,6 +19,7 @@ from ..errors import InputError
 
 MOST_STATES = 2048  # every phrase that must be said doubles them, and beams are kept for each
 FAR = 1 << 30  # tokens, to where no token leads
+OTHER = -1  # any token that no phrase has
 
 
 @dataclass(frozen=True)
@@ -186,15 +187,19 @@ class _Walk:
     def __init__(self, phrases: Sequence[Phrase], tokens: Sequence[int], kinds: Sequence[int], wanted: str,
                  open_words: bool) -> None:
         self._phrases, self._wanted, self._open_words = phrases, wanted, open_words
-        plain = [(None, self._kind(code)) for code in range(8)]
+        self._everything = frozenset(range(len(phrases)))
+        self._first: dict[int, list[tuple[int, int]]] = {}  # token -> (phrase, node) where one begins with it
+        for k, phrase in enumerate(phrases):
+            for token, nodes in phrase.edges[0].items():
+                self._first.setdefault(token, []).extend((k, node) for node in nodes)
+        plain = [(OTHER, self._kind(code)) for code in range(8)]
         columns = [*plain, *((token, self._kind(code)) for token, code in zip(tokens, kinds))]
         place = {token: index for index, (token, _) in enumerate(columns)}
-        first = {token for phrase in phrases for token in phrase.edges[0]}
         numbers = {_State(frozenset(), frozenset(), ""): 0}
         self.states = list(numbers)
         self.table: list[list[int]] = []
         for state in self.states:  # which grows meanwhile
-            near = first.union(*(phrases[k].edges[node] for k, node in state.places))
+            near = set(self._first).union(*(phrases[k].edges[node] for k, node in state.places))
             others = [self._number(self._step(state, *one), numbers) for one in plain]
             row = others + [others[code] for code in kinds]
             for token in near:
@@ -213,29 +218,25 @@ class _Walk:
             self.states.append(state)
         return numbers[state]
 
-    def _step(self, state: _State, token: int | None, kind: _Kind) -> _State:
-        """Where a token leads; None stands for any of its kind that no phrase has."""
-        everything = frozenset(range(len(self._phrases)))
-        if state.said == everything:
+    def _step(self, state: _State, token: int, kind: _Kind) -> _State:
+        """Where a token leads; `OTHER` stands for any of its kind that no phrase has."""
+        if state.said == self._everything:
             return state
         begins = not kind.joins or state.word == ""
         opens = begins or state.word == "marks"  # a phrase may begin here
         said, reached = set(state.said), set()
         for k, node in state.places:
             if node != self._phrases[k].last:
-                reached |= {(k, to) for to in self._next(k, node, token)}
+                reached |= {(k, to) for to in self._phrases[k].edges[node].get(token, ())}
             elif begins:
                 said.add(k)
             elif kind.marks:
                 reached.add((k, node))
         if opens:
-            reached |= {(k, to) for k in everything - said for to in self._next(k, 0, token)}
+            reached.update(self._first.get(token, ()))
         if self._wanted == "any" or not kind.holds:  # nothing can join any more, or it does not matter
             said |= {k for k, node in reached if node == self._phrases[k].last}
-        if said == everything or (said and self._wanted == "any"):
-            return _State(everything, frozenset(), "")
+        if said == self._everything or (said and self._wanted == "any"):
+            return _State(self._everything, frozenset(), "")
         word = "" if not kind.holds else "marks" if kind.marks and opens else "letters"
         return _State(frozenset(said), frozenset(place for place in reached if place[0] not in said), word)
-
-    def _next(self, k: int, node: int, token: int | None) -> tuple[int, ...]:
-        return () if token is None else self._phrases[k].edges[node].get(token, ())
