@@ -37,9 +37,9 @@ class Lexer:
         self._rules = rules(WORD_RULES, SHORT_RULES, SIGN_RULES)
         self._all_rules = rules(WORD_RULES, MAIL_RULES, SHORT_RULES, ADDRESS_RULES, SIGN_RULES)
 
-    def tokens(self, text: str) -> list[str]:
-        """The tokens of a line, which has no line breaks, as they are written."""
-        seen = text.translate(self._kinds) + "\n"
+    def tokens(self, text: str, behind: str = "") -> list[str]:
+        """The tokens of a line (without line breaks) as they are written; `behind` is there to look ahead at only."""
+        seen = f"{text}\n{behind}\n".translate(self._kinds)
         rules = self._all_rules if ADDRESS.search(seen) else self._rules
         spent: dict[int, int] = {}  # rule -> where it may be tried again
         found: list[str] = []
