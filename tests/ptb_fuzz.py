@@ -108,7 +108,8 @@ GRAMMAR |= {
     "space": [*"\t\xa0\u3000\u2003\u2009\u202f\u205f\u200b\u200c\u200d\u2060\ufeff\xad\x00\x01\x07\x1b\x1c\x1f\x7f\x85"
               "\x81\u180e\u1680\r\n\v\f\u2028\u2029 "],
     "bracketed": [f"{left}⟦gap⟧⟦inside⟧⟦gap⟧{right}⟦behind⟧" for left, right in (
-        *"() [] {} <> '' \"\" `` “” ‘’ «» „“ ‹› (] '’".split(), ("``", "''"), ("(", ""), ("'", ""), ('"', ""))],
+        *"() [] {} <> '' \"\" `` “” ‘’ «» „“ ‹› (] '’".split(), ("``", "''"), ("-LRB-", "-rrb-"),
+        ("(", ""), ("'", ""), ('"', ""))],
     "phone": [f"{code}{area}⟦ddd⟧{gap}⟦dd⟧⟦dd⟧" for code in ("", "+", "1-", "+1 ", "+44 ")
               for area in ("(⟦ddd⟧) ", "(⟦ddd⟧)", "⟦ddd⟧-", "⟦ddd⟧ ", "⟦ddd⟧.", "⟦dd⟧ ") for gap in "- ."]}
 CATEGORIES = {

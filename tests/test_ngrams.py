@@ -101,12 +101,41 @@ def test_common_ngrams() -> None:
             assert there == shared.find(ngram) and (there >= 0) == (ngram in expected)
 
 
-@pytest.mark.parametrize("most", [0, 1, 5, 1 << 20, (1 << 62) + 3])
-def test_ranks(most: int) -> None:
-    """Also of values that leave no room for the places beside them."""
-    values = np.random.default_rng(most % 97).integers(0, most + 1, 500)
-    assert np.array_equal(ngrams._ranked(values), np.argsort(values, kind="stable"))
-    assert len(ngrams._ranked(values[:0])) == 0
+@pytest.mark.parametrize("highest", [0, 1, 5, 1 << 20, (1 << 62) + 3])
+def test_sorted_by_key(highest: int) -> None:
+    """Also keys that leave no room for the numbers beside them."""
+    draw = np.random.default_rng(highest % 97)
+    keys, numbers = draw.integers(0, highest + 1, 500), np.sort(draw.choice(800, 500, replace=False))
+    parts = [(keys[place:place + 150], numbers[place:place + 150]) for place in range(0, 500, 150)]
+    key, number = ngrams._by_key(parts, 800, highest.bit_length())
+    order = np.lexsort((numbers, keys))
+    assert np.array_equal(key, keys[order]) and np.array_equal(number, numbers[order])
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_common_in_blocks_and_without_room(crowded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = hold(encode([captions(22, 60, 12)]), np.repeat(np.arange(15), 4), 4)
+    whole = common(found)
+    monkeypatch.setattr(ngrams, "BLOCK", 7)
+    if crowded:
+        sort = ngrams._by_key
+        monkeypatch.setattr(ngrams, "_by_key", lambda parts, most, bits: sort(parts, most, 63))
+    again = common(found)
+    assert whole[0].words == again[0].words
+    for one, other in zip([*whole[0].keys, *whole[1], *whole[2]], [*again[0].keys, *again[1], *again[2]]):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_where_roots_begin(n: int) -> None:
+    root = np.array([0, 0, 2, 2, 5])
+    found, held = hold(encode([captions(5, 5)]), root, n)
+    begins = found.begins(np.array([0, 1, 2, 3, 5, 6, 9]))
+    for order, begin in enumerate(begins):
+        for place, (first, last) in enumerate(zip(begin, begin[1:])):
+            holders = held[order].caption[held[order].start[first]:held[order].start[last]]
+            assert {*root[holders]} <= [{0}, set(), {2}, set(), {5}, set()][place]
+        assert begin[0] == 0 and begin[-1] == len(found.keys[order]) and (order > 0 or begin[2] > 0)
 
 
 def test_nothing_at_all() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from .score import Score
 from .tokens import Tokenize, Words, check_candidate, check_ids, encode, reference_words, tokenizer
 
 VARIANTS = ("cider-d", "cider")
-TOGETHER = 4096  # captions scored at a time, which bounds the memory
+TOGETHER, IMAGES = 4096, 512  # captions scored, images weighed at a time: what is at hand fits into a cache
 
 
 def cider(candidates: Mapping[Any, str], references: Mapping[Any, Sequence[str]], *, variant: str = "cider-d",
@@ -135,7 +136,7 @@ class Scorer:
         self._lengths = words.lengths  # (C,) words of each
         self._ngrams, self._held = hold(words, texts.image(), n)
         self._df, name, known = _frequencies(df, self._ngrams, len(texts.ids), self._split.name)
-        self._weights, self._norms = self._weigh_references(known)
+        self._norms = self._norm(known)
         width = f"|s{float(sigma)}" if self._clipped else ""
         self.signature = f"{variant}|n{n}{width}|df:{name}|tok:{self._split.name}|v1"
 
@@ -210,28 +211,34 @@ class Scorer:
     def _possible(self, image: int) -> dict[Ngram, float]:
         """What each n-gram of an image's references gives to captions that repeat them."""
         found, factor = {}, 10.0 / (len(self._held) * self._counts[image])
-        begin, end = image, image + 1  # first as roots
-        for place, (keys, held) in enumerate(zip(self._ngrams.keys, self._held)):
-            begin, end = (int(np.searchsorted(keys, number << self._ngrams.bits)) for number in (begin, end))
+        for order, (begin, end) in enumerate(self._ngrams.begins(np.array([image, image + 1])), 1):
+            held, norms = self._held[order - 1], self._norms[order - 1]
             for number in range(begin, end):
-                entries = slice(held.start[number], held.start[number + 1])
-                norm = self._norms[place][held.caption[entries]]
-                share = np.divide(self._weights[place][entries], norm, out=np.zeros(len(norm)), where=norm > 0)
-                found[self._ngrams.spell(place + 1, number)] = float(factor * (share * share).sum())
+                ngram, entries = self._ngrams.spell(order, number), slice(*held.start[number:number + 2])
+                weight, norm = held.times[entries] * self._df.idf(ngram), norms[held.caption[entries]]
+                share = np.divide(weight, norm, out=np.zeros(len(norm)), where=norm > 0)
+                found[ngram] = float(factor * (share * share).sum())
         return found
 
-    def _weigh_references(self, known: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """For each order the weights of what the references hold (E,), and their Euclidean norms (C,).
+    def _norm(self, known: list[np.ndarray]) -> list[np.ndarray]:
+        """For each order (C,): the Euclidean norms of the references' weights.
 
         Args:
-            known: for each order (G_k,) the numbers of the n-grams in the document frequencies.
+            known: for each order (G_k,) the numbers of the references' n-grams in the document frequencies.
         """
-        weights, norms = [], []
-        for held, idf, numbers in zip(self._held, self._df.weights, known):
-            weight = held.times * np.repeat(idf[numbers], np.diff(held.start))  # (E,)
-            weights.append(weight)
-            norms.append(np.sqrt(np.bincount(held.caption, weight * weight, len(self._lengths))))
-        return weights, norms
+        images = [*range(0, len(self._counts), IMAGES), len(self._counts)]
+        captions = np.append(self._first, len(self._lengths))[images].tolist()
+        norms = []
+        of_order = zip(self._held, self._df.weights, known, self._ngrams.begins(np.array(images)))
+        for held, idf, numbers, begins in of_order:
+            squares = np.zeros(len(self._lengths))
+            for (begin, end), (first, last) in zip(pairwise(begins.tolist()), pairwise(captions)):
+                start = held.start[begin:end + 1]
+                weight = held.times[start[0]:start[-1]] * np.repeat(idf[numbers[begin:end]], np.diff(start))  # (E',)
+                caption = held.caption[start[0]:start[-1]] - first
+                squares[first:last] = np.bincount(caption, weight * weight, last - first)
+            norms.append(np.sqrt(squares))
+        return norms
 
     def _score(self, image: np.ndarray, text: Words) -> np.ndarray:
         """(B,) scores of B captions of these images."""
@@ -247,7 +254,7 @@ class Scorer:
         first = np.cumsum(counts) - counts
         caption = np.repeat(np.arange(len(image)), counts)  # (M,)
         reference = np.arange(len(caption)) + (self._first[image] - first)[caption]
-        factor = 10.0 / (len(self._weights) * counts[caption])
+        factor = 10.0 / (len(self._held) * counts[caption])
         if self._clipped:
             apart = _bigrams(lengths)[caption] - _bigrams(self._lengths)[reference]
             factor = factor * np.exp(-(apart * apart) / (2 * self._sigma**2))
@@ -255,12 +262,13 @@ class Scorer:
 
     def _matches(self, image: np.ndarray, text: Words, against: _Comparisons) -> tuple[Ngrams, Iterator[_Matches]]:
         """The n-grams of B captions, and for each order those that a reference has too."""
-        ngrams, own = hold(text, np.arange(len(image)), len(self._weights))
+        ngrams, own = hold(text, np.arange(len(image)), len(self._held))
         there, known = ngrams.numbers_in(self._ngrams, image), ngrams.numbers_in(self._df.ngrams)
 
         def of_order(place: int) -> _Matches:
             held, caption = self._held[place], own[place].caption
-            weight = own[place].times * self._df.weights[place][known[place]]  # (E,)
+            idf = self._df.weights[place][known[place]]  # (E,)
+            weight = own[place].times * idf
             norm = np.sqrt(np.bincount(caption, weight * weight, len(image)))  # (B,)
             term = np.flatnonzero(there[place] >= 0)
             number = there[place][term]
@@ -268,13 +276,13 @@ class Scorer:
             count = held.start[number + 1] - begin
             term = np.repeat(term, count)  # (X,) a match of a term with an entry of the references
             entry = np.arange(len(term)) + np.repeat(begin - (np.cumsum(count) - count), count)
-            ours, theirs = weight[term], self._weights[place][entry]
+            ours, theirs = weight[term], held.times[entry] * idf[term]
             product = (np.minimum(ours, theirs) if self._clipped else ours) * theirs
             caption, reference = caption[term], held.caption[entry]
             norms = norm[caption] * self._norms[place][reference]
             value = np.divide(product, norms, out=np.zeros(len(term)), where=norms > 0)
             return _Matches(term, against.first[caption] + reference - self._first[image[caption]], value)
-        return ngrams, map(of_order, range(len(self._weights)))
+        return ngrams, map(of_order, range(len(self._held)))
 
 
 class _Comparisons(NamedTuple):

@@ -8,14 +8,14 @@ them up. The n-grams of many captions or images are kept apart by a *root*, the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from .tokens import Words
+from .tokens import Words, joined
 
 Ngram = tuple[str, ...]
 
@@ -69,6 +69,13 @@ class Ngrams:
             number, word = divmod(int(keys[number]), 1 << self.bits)
             backwards.append(self.words[word])
         return tuple(backwards[::-1])
+
+    def begins(self, roots: np.ndarray) -> list[np.ndarray]:
+        """For each order (R,): where the n-grams of each of these roots begin; of one that is too large, the end."""
+        found = [roots]
+        for keys in self.keys:
+            found.append(np.searchsorted(keys, found[-1] << self.bits))
+        return found[1:]
 
     def numbers_in(self, other: Ngrams, roots: np.ndarray | None = None) -> list[np.ndarray]:
         """For each order (G_k,): the number that each n-gram has in the other, -1 where it is not there.
@@ -124,16 +131,16 @@ def hold(text: Words, root: np.ndarray, n: int) -> tuple[Ngrams, list[Held]]:
         The n-grams of all roots, and for each order who holds them.
     """
     bits = len(text.words).bit_length()
-    kinds = np.int64, np.int64, np.int32, np.int32  # of keys, start, caption and times
     most = [int(np.maximum(text.lengths - order, 0).sum()) for order in range(n)]
-    columns = [tuple(_Column(size + 1, kind) for kind in kinds) for size in most]
+    kinds = np.int64, np.int32 if most[0] < 1 << 31 else np.int64, np.int32, np.int32
+    columns = [tuple(_Column(size + 1, kind) for kind in kinds) for size in most]  # keys, start, caption and times
     ends = np.cumsum(text.lengths)
     for captions in _blocks(ends, root):
         words = np.arange(ends[captions.start] - text.lengths[captions.start], ends[captions.stop - 1])  # (W,)
         caption = np.repeat(np.arange(captions.start, captions.stop), text.lengths[captions])  # (W,)
         _hold(text.ids[words], caption, ends[caption] - words, root[caption], bits, columns)
     for _, start, holder, _ in columns:
-        start.add([holder.used])
+        start.add(np.array([holder.used]))
     keys = tuple(order[0].filled for order in columns)
     return Ngrams(text.words, keys), [Held(*(column.filled for column in order[1:])) for order in columns]
 
@@ -145,7 +152,7 @@ class _Column:
         self._values: np.ndarray = np.empty(most, kind)
         self.used = 0
 
-    def add(self, values: np.ndarray | Sequence[int]) -> None:
+    def add(self, values: np.ndarray) -> None:
         self._values[self.used:self.used + len(values)] = values
         self.used += len(values)
 
@@ -208,30 +215,61 @@ def common(ngrams: Ngrams) -> tuple[Ngrams, list[np.ndarray], list[np.ndarray]]:
     count = np.bincount(word, minlength=len(ngrams.words))  # (V,)
     word_now = np.where(count > 1, np.cumsum(count > 1) - 1, -1)
     words = [ngrams.words[place] for place in np.flatnonzero(count > 1)]
-    bits = len(words).bit_length()
     keys, counts, numbers = [np.arange(len(words))], [count[count > 1]], [word_now[word]]
     for order in range(2, len(ngrams.keys) + 1):
-        first, last = ngrams.split(order)
-        first, last = numbers[-1][first], word_now[last]
-        may = np.flatnonzero((first >= 0) & (last >= 0))  # its parts must be common too
-        key = first[may] << bits | last[may]
-        ranked = _ranked(key)
-        key = key[ranked]
+        most = len(ngrams.keys[order - 1])
+        key, node = _by_key(_spelled_anew(ngrams, order, numbers[-1], word_now, len(words)), most,
+                            (len(keys[-1]).bit_length() + len(words).bit_length()))
         begin = np.flatnonzero(_changes(key))
         count = np.diff(begin, append=len(key))
-        keys.append(key[begin[count > 1]])
-        counts.append(count[count > 1])
-        number = np.where(count > 1, np.cumsum(count > 1) - 1, -1)
-        numbers.append(np.full(len(first), -1))
-        numbers[-1][may[ranked]] = np.repeat(number, count)
+        shared = count > 1
+        keys.append(key[begin[shared]])
+        counts.append(count[shared])
+        numbers.append(np.full(most, -1))
+        numbers[-1][node[np.repeat(shared, count)]] = np.repeat(np.arange(len(keys[-1])), counts[-1])
     return Ngrams(words, tuple(keys)), counts, numbers
 
 
-def _ranked(values: np.ndarray) -> np.ndarray:
-    """The order that sorts values that are not negative; of equal ones the first comes first."""
-    bits = len(values).bit_length()
-    if int(values.max(initial=0)).bit_length() + bits > 63:
-        return np.argsort(values, kind="stable")
-    both = (values << bits) | np.arange(len(values))  # values and places sorted as one number: twice as fast
+def _spelled_anew(ngrams: Ngrams, order: int, start_now: np.ndarray, word_now: np.ndarray,
+                  size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Keys of n-grams by the new numbers of their first words and of their last word, and their old numbers.
+
+    Args:
+        ngrams: whose.
+        order: of these n-grams.
+        start_now, word_now: the new numbers, -1 for what is left out, and all n-grams that have it.
+        size: how many words there are now.
+
+    Yields:
+        Some at a time: memory that is used again is faster than fresh one.
+    """
+    keys = ngrams.keys[order - 1]
+    for begin in range(0, len(keys), BLOCK):
+        part = keys[begin:begin + BLOCK]
+        first, last = start_now[part >> ngrams.bits], word_now[part & ((1 << ngrams.bits) - 1)]
+        there = np.flatnonzero((first >= 0) & (last >= 0))
+        yield first[there] << size.bit_length() | last[there], there + begin
+
+
+def _by_key(parts: Iterable[tuple[np.ndarray, np.ndarray]], most: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sort pairs of a key and a number by key, then by number.
+
+    Args:
+        parts: (P,) keys and (P,) numbers that rise from part to part, `most` of them or fewer, from 0 to most - 1.
+        most: room for them.
+        bits: which the keys have at most.
+    """
+    low = most.bit_length()
+    if bits + low > 63:
+        keys, numbers = map(joined, zip(*parts))
+        order = np.argsort(keys, kind="stable")
+        return keys[order], numbers[order]
+    both, used = np.empty(most, np.int64), 0  # key and number as one: sorts twice as fast
+    for key, number in parts:
+        both[used:used + len(key)] = key << low | number
+        used += len(key)
+    both = both[:used]
     both.sort()
-    return both & ((1 << bits) - 1)
+    number = both & ((1 << low) - 1)
+    both >>= low
+    return both, number

@@ -4,9 +4,9 @@ pycocoevalcap runs Stanford's PTBTokenizer 3.4.1 (``-preserveLines -lowerCase``)
 of 17 punctuation marks. ``mode="coco"`` gives the same tokens, quirks included; it was built from what that program
 answers. ``mode="clean"`` mends the quirks, for scores that need not be compared with published ones:
 
-- Brackets go, as the list meant: it names ``-LRB-``, the tokens are ``-lrb-``, and square ones are on no list. So does
-  every token without a letter, a digit or a symbol outside ASCII (``!!``, ``-----``, ``:-)``), but for the signs that
-  are read as words: ``& % # @ $ + = < >``.
+- Brackets go, as the list meant: it names ``-LRB-``, the tokens are ``-lrb-``, and square ones are on no list; so do
+  those that are written in this way. So does every token without a letter, a digit or a symbol outside ASCII (``!!``,
+  ``-----``, ``:-)``), but for the signs that are read as words: ``& % # @ $ + = < >``.
 - What typography tells apart is one: curly, low and angled quotes and primes, hyphens and minus signs, full-width and
   mathematical letters, ligatures, accents as one character or two. HTML entities are decoded. Soft hyphens, joiners
   and other invisible characters vanish; a zero-width space, like any control character, is a space.
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 
 from ..errors import InputError
 from .ptb_lexer import SPECIAL, Lexer, from_utf16, lower, utf16
-from .ptb_rules import KIND
+from .ptb_rules import BRACKETS, KIND
 from .ptb_tables import DIGIT, DROPPED, LETTER, MARK, NUMBERED, SYMBOL, Kinds
 
 MODES = ("coco", "clean")
@@ -84,7 +84,7 @@ def _clean(line: str) -> tuple[str, ...]:
     text = COMPATIBLE.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
     text = ACCENT_APOSTROPHE.sub("'", unicodedata.normalize("NFC", text))
     return tuple(token for token in lower(" ".join(CLEAN_LEXER.tokens(text))).split()
-                 if token.isalnum() or token in WORDY or any(map(_says, token)))
+                 if token.isalnum() or token in WORDY or any(map(_says, token)) and token not in BRACKETS.values())
 
 
 def _says(char: str) -> bool:
@@ -186,7 +186,7 @@ def tokenize_all(texts: Iterable[str], mode: str = "coco", *, one_file: bool = F
         one_file: as pycocoevalcap, which hands Java all captions in one file: where one ends in a single letter and a
             period ("vitamin C."), or in "No." and the like, whether its last token keeps the period then depends on
             how the next caption begins. That is so of 3 of the 25,014 captions of COCO's val2017. By default each is on
-            its own.
+            its own. (A quote that is opened in a tag is looked for in the same caption only.)
 
     Raises:
         InputError: a text is no string (named by its place), the mode is unknown, or ``one_file`` in mode "clean".

@@ -211,6 +211,7 @@ SIGN_RULES = [
           f"(?:\\+{{0,2}}(?:[0-9]{{2,4}}{PAIR})?[0-9]{{2,4}}{PAIR}|\\([0-9]{{2,3}}\\)[ \xa0]?)"
           f"[0-9]{{3,4}}{PAIR}?[0-9]{{3,5}}", lambda text: _escaped(_unspaced(text)[0])),
     *(_rule("bracket", char, re.escape(char), _constant(token)) for char, token in BRACKETS.items()),
+    _rule("written bracket", "-", f"{_any_case(BRACKETS.values())}"),
     _rule("ellipsis", ".", "\\.{3,5}|(?:\\. ){2,}\\.", _constant("...")),
     _rule("dash", "-", "-{2,4}", _constant("--")),
     _rule("dashes", "-", "-{5,}"),

@@ -115,15 +115,15 @@ def encode(batches: Iterable[Sequence[Sequence[str]]], *, whole: bool = False) -
             if issubclass(kind, (str, bytes)) or not issubclass(kind, Sequence):
                 raise InputError(f"the tokens of a caption are a {kind.__name__}, a list of strings is needed")
         counts = np.fromiter(map(len, captions), np.int64, len(captions))
-        ids.append(np.fromiter(map(index.__getitem__, chain.from_iterable(captions)), np.int64, int(counts.sum())))
+        ids.append(np.fromiter(map(index.__getitem__, chain.from_iterable(captions)), np.int32, int(counts.sum())))
         lengths.append(counts)
     if wrong := sorted({type(word).__name__ for word in index if not isinstance(word, str)}):
         raise InputError(f"tokens are of type {some(wrong)}, strings are needed")
-    numbers, counts = _joined(ids), _joined(lengths)
+    numbers, counts = joined(ids), joined(lengths)
     if not whole and len(" ".join(index).split()) != len(index):
         index, numbers, counts = _in_parts(index, numbers, counts)
     words = sorted(index)
-    place = np.empty(len(words), np.int64)
+    place = np.empty(len(words), np.int32)
     place[np.fromiter(map(index.__getitem__, words), np.int64, len(words))] = np.arange(len(words))
     return Words(words, place[numbers], counts)
 
@@ -142,7 +142,8 @@ def _in_parts(tokens: Iterable[str], numbers: np.ndarray,
             np.bincount(caption, more, len(lengths)).astype(np.int64))
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """One array of the parts, of which there may be none."""
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
