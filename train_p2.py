@@ -44,14 +44,15 @@ TOWER = "the text tower of a pair is CLIP's"
 OWN: dict[str, dict[str, Any]] = {
     "caption": {"norm": "pre", "positions": "learned", "tied": True, "refs": 5, "smoothing": 0.1, "drop_tokens": 0.2,
                 "beams": 3},
-    "contrastive": {"embed_dim": 256, "pool": None, "refs": 1},
+    "contrastive": {"embed_dim": 256, "pool": None, "refs": 1, "nouns": False},
 }
 WHY = {"norm": f"{TOWER}: pre-norm", "positions": f"{TOWER}: its positions are learned",
        "tied": f"{TOWER}: it has no head over words", "beams": "a pair writes no captions",
        "smoothing": "the factor on the cosines, which is learned, does what smoothing would",
        "drop_tokens": "a pair sees one feature of a picture, not its tokens",
        "embed_dim": "a captioner has no features that pictures and texts share",
-       "pool": "a captioner looks at all tokens"}
+       "pool": "a captioner looks at all tokens",
+       "nouns": "a captioner would learn to say no more than these"}
 
 
 # -- 1. parse ------------------------------------------------------------------------------------------------
@@ -68,6 +69,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     data.add_argument("--val-split", help="split of --val-captions")
     data.add_argument("--scenes", type=int, default=6000, help="training scenes, without --images")
     data.add_argument("--val-scenes", type=int, default=500, help="validation scenes, without --images")
+    data.add_argument("--nouns", action=argparse.BooleanOptionalAction, help=own_help(
+        "nouns", 'without --images: train also on captions that name one thing ("a tree"), as class names do'))
     model = parser.add_argument_group("model")
     model.add_argument("--encoder", default="scenes_patch8_96", help="weights of a ViT, or of a captioner or "
                        "CLIP, for theirs; or a preset to start at random")
@@ -148,6 +151,8 @@ def check(args: argparse.Namespace) -> None:
     if args.mirror and not frozen_photos:
         raise InputError("--mirror is for --images with --freeze-encoder: it doubles the stored features")
     args.mirror = frozen_photos if args.mirror is None else args.mirror
+    if args.nouns and args.images:
+        raise InputError("--nouns is for the built-in scenes: captions of photos do not tell which words are things")
     pair = args.objective == "contrastive"
     for name, least in (("scenes", 2 if pair else 1), ("val_scenes", 2), ("refs", 1), ("beams", 1),
                         ("max_len", 2 if pair else 1), ("min_count", 1), ("embed_dim", 1)):
@@ -256,10 +261,11 @@ def load_photos(args: argparse.Namespace) -> tuple[Data, Data]:
     return train, val
 
 
-def draw_scenes(start: int, count: int, preprocessing: Preprocessing) -> Data:
-    """Scenes of the model's size, in memory."""
-    drawn = [(np.asarray(scene.image), scene.captions) for scene in programs.progress(
-        Scenes(count, start=start, size=preprocessing.size[0]), total=count, desc="drawing scenes")]
+def draw_scenes(start: int, count: int, preprocessing: Preprocessing, nouns: bool = False) -> Data:
+    """Scenes of the model's size, in memory; with `nouns` also captions that name one thing alone."""
+    drawn = [(np.asarray(scene.image), scene.captions + (scene.named() if nouns else ())) for scene in
+             programs.progress(Scenes(count, start=start, size=preprocessing.size[0]), total=count,
+                               desc="drawing scenes")]
     captions = {f"scene {start + number}": texts for number, (_, texts) in enumerate(drawn)}
     return Data(captioning.Pixels(np.stack([pixels for pixels, _ in drawn]), preprocessing), captions)
 
@@ -336,7 +342,7 @@ def main(argv: Sequence[str] | None) -> None:
         data, val_data = load_photos(args)
     else:
         assert encoder.preprocessing is not None
-        data = draw_scenes(0, args.scenes, encoder.preprocessing)
+        data = draw_scenes(0, args.scenes, encoder.preprocessing, nouns=bool(args.nouns))
         val_data = draw_scenes(VAL_START, args.val_scenes, encoder.preprocessing)
     tokenizer = build_tokenizer(args, [text for texts in data.captions.values() for text in texts])
     build = build_captioner if args.objective == "caption" else build_pair

@@ -127,6 +127,17 @@ def test_every_noun_names_a_mask_and_every_mask_is_named(drawn: list[Scene]) -> 
             assert {NOUNS[word] for word in caption.split() if word in NOUNS} == set(item.masks)
 
 
+def test_shortest_captions(drawn: list[Scene]) -> None:
+    for one in drawn:
+        said = [caption.split() for caption in one.named()]
+        assert {article for article, _ in said} <= {"a", "an"} and len({noun for _, noun in said}) == len(said)
+        assert all((article == "an") == (noun[0] in "aeiou") for article, noun in said)
+        told = {noun for _, noun in said}
+        assert {NOUNS[noun] for noun in told} == set(one.masks)
+        singular = {noun for noun in NOUNS if not noun.endswith(("s", "x"))} | {"cross", "box"}
+        assert told == {noun for noun in singular if NOUNS[noun] in one.masks}
+
+
 def test_words_are_few_and_captions_of_moderate_length(drawn: list[Scene]) -> None:
     captions = [caption.split() for item in drawn for caption in item.captions]
     assert 60 <= len(Counter(word for caption in captions for word in caption)) <= 110

@@ -433,11 +433,30 @@ def test_a_clip_gives_its_image_tower_to_a_pair(data: Path, frozen_pair: Path, t
     ({"refs": 0}, "--refs 0"), ({"width": 15}, "15"), ({"heads": 3}, "3"), ({"dropout": 1.0}, "--dropout"),
     ({**SCENES, "smoothing": None, "beams": None, "scenes": 1}, "--scenes 1: give 2"),
     ({"encoder": "scenes_patch8_96"}, "--freeze-encoder: scenes_patch8_96 is a preset"),
-    ({"mirror": True, "freeze_encoder": None}, "--mirror"), ({"resume": True}, "nothing to resume")])
+    ({"mirror": True, "freeze_encoder": None}, "--mirror"), ({"resume": True}, "nothing to resume"),
+    ({"nouns": True}, "--nouns is for the built-in scenes"),
+    ({"objective": "caption", "embed_dim": None, "nouns": True}, "--nouns does not go with --objective caption")])
 def test_what_a_pair_does_not_take(data: Path, tmp_path: Path, changes: dict[str, Any], told: str,
                                    capsys: pytest.CaptureFixture[str]) -> None:
     assert told in mistake(options(data, tmp_path / "one", **{**PAIR, **changes}), capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_captions_of_one_noun(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are trained on, and not scored."""
+    seen: list[list[tuple[str, ...]]] = []
+    task = train_p2.contrasting.ContrastTask
+
+    def told(model: CLIP, images: Any, captions: Any, val_images: Any, val_captions: Any, **more: Any) -> Any:
+        seen.append([tuple(one) for one in (*captions, *val_captions)])
+        return task(model, images, captions, val_images, val_captions, **more)
+
+    monkeypatch.setattr(train_p2.contrasting, "ContrastTask", told)
+    train(data, tmp_path / "one", **{**PAIR, **SCENES, "smoothing": None, "beams": None, "scenes": 4, "nouns": True,
+                                     "epochs": 1})
+    scenes = [*Scenes(4, size=32)], [*Scenes(len(seen[0]) - 4, start=train_p2.VAL_START, size=32)]
+    assert seen[0][:4] == [scene.captions + scene.named() for scene in scenes[0]]
+    assert seen[0][4:] == [scene.captions for scene in scenes[1]]
 
 
 def test_mistakes_of_pairs_in_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,8 @@ _NAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "fish": (("fish", "fish"),),
     "flower": (("flower", "flowers"), ("blossom", "blossoms")),
 }
+SINGULAR: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {kind: tuple(singular for singular, _ in names) for kind, names in _NAMES.items()})
 NOUNS: Mapping[str, str] = MappingProxyType(
     {form: kind for kind, names in _NAMES.items() for name in names for form in name})
 

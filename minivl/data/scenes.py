@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..errors import InputError
 from .scene_layout import draw_groups
-from .scene_phrases import NOUNS, draw_captions
+from .scene_phrases import NOUNS, SINGULAR, draw_captions
 from .scene_shapes import COLOURS, KINDS, draw_member
 from .scene_textures import TEXTURES, draw_background
 
@@ -40,6 +40,10 @@ class Scene:
     image: Image.Image
     captions: tuple[str, ...]
     masks: dict[str, np.ndarray]
+
+    def named(self) -> tuple[str, ...]:
+        """The shortest captions that are true of it: "a tree", "a house", "a hut"; one of every name of every kind."""
+        return tuple(f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for kind in self.masks for noun in SINGULAR[kind])
 
 
 def scene(index: int, *, seed: int = 0, size: int = 96) -> Scene:
