@@ -14,10 +14,11 @@ from PIL import Image
 
 from ..errors import InputError, some
 from ..files import read_json
-from .scenes import NOUNS, Scenes
+from .scenes import NOUNS, Scene, Scenes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 TABLE = "id2label.json"
+SCENE_CLASSES = tuple(dict.fromkeys(NOUNS.values()))
 SPLITS = {"train": ("train",), "val": ("val", "validation")}  # split -> names its folder may have
 
 log = logging.getLogger(__name__)
@@ -319,10 +320,14 @@ def scene_labels(count: int, *, start: int = 0, seed: int = 0, size: int = 96,
         InputError: as `Scenes`.
     """
     scenes = Scenes(count, seed=seed, size=size, start=start)
-    names = tuple(dict.fromkeys(NOUNS.values()))
     images, labels = [], []
     for scene in progress(scenes, total=count, desc="drawing scenes") if progress else scenes:
         images.append(scene.image)
-        labels.append(max(range(len(names)), key=lambda place: int(scene.masks[names[place]].sum())
-                          if names[place] in scene.masks else -1))
-    return LabelledImages(tuple(images), tuple(labels), names)
+        labels.append(scene_class(scene))
+    return LabelledImages(tuple(images), tuple(labels), SCENE_CLASSES)
+
+
+def scene_class(scene: Scene) -> int:
+    """The kind of things that covers most of a scene, an index of `SCENE_CLASSES`."""
+    return max(range(len(SCENE_CLASSES)), key=lambda place: int(scene.masks[SCENE_CLASSES[place]].sum())
+               if SCENE_CLASSES[place] in scene.masks else -1)
