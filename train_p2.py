@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import os
@@ -33,6 +34,7 @@ from minivl.text.tokenizer import Tokenizer
 from minivl.train import captioning, contrasting, features
 from minivl.train.looks import choose_look
 from minivl.train.loop import Plan, fit
+from minivl.train.optim import freeze_encoder
 from minivl.train.run import Run, read_history
 
 HERE = Path(__file__).resolve().parent
@@ -54,6 +56,12 @@ WHY = {"norm": f"{TOWER}: pre-norm", "positions": f"{TOWER}: its positions are l
        "pool": "a captioner looks at all tokens",
        "nouns": "a captioner would learn to say no more than these"}
 
+# What a new model is, where the command line does not say; of --init it is the file's own.
+NEW: dict[str, Any] = {"encoder": "scenes_patch8_96", "fit": "squash", "width": 256, "depth": 4, "heads": 8,
+                       "dropout": 0.3, "pieces": "word", "min_count": 5, "max_len": 30}
+FIXED = ("encoder", "fit", "width", "depth", "heads", "norm", "positions", "tied", "embed_dim", "pool", "tokenizer",
+         "pieces", "vocab_size", "min_count")  # by the file of --init
+
 
 # -- 1. parse ------------------------------------------------------------------------------------------------
 
@@ -72,34 +80,42 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     data.add_argument("--nouns", action=argparse.BooleanOptionalAction, help=own_help(
         "nouns", 'without --images: train also on captions that name one thing ("a tree"), as class names do'))
     model = parser.add_argument_group("model")
-    model.add_argument("--encoder", default="scenes_patch8_96", help="weights of a ViT, or of a captioner or "
-                       "CLIP, for theirs; or a preset to start at random")
+    model.add_argument("--init", help="start from a trained captioner (or, with --objective contrastive, a pair): its "
+                       "weights, tokenizer and preprocessing")
+    model.add_argument("--encoder", help=new_help("encoder", "weights of a ViT, or of a captioner or CLIP, for theirs; "
+                                                  "or a preset to start at random"))
     model.add_argument("--freeze-encoder", action="store_true", help="keep the encoder; its features are computed once")
-    model.add_argument("--fit", choices=("squash", "crop"), default="squash",
-                       help="squash shows the whole picture, crop keeps its aspect")
-    model.add_argument("--width", type=int, default=256, help="of the decoder or text tower")
-    model.add_argument("--depth", type=int, default=4, help="layers of the decoder or text tower")
-    model.add_argument("--heads", type=int, default=8, help="of the decoder or text tower")
+    model.add_argument("--unfreeze", type=int, help="train only so many of the encoder's last blocks and its last norm")
+    model.add_argument("--fit", choices=("squash", "crop"),
+                       help=new_help("fit", "squash shows the whole picture, crop keeps its aspect"))
+    model.add_argument("--width", type=int, help=new_help("width", "of the decoder or text tower"))
+    model.add_argument("--depth", type=int, help=new_help("depth", "layers of the decoder or text tower"))
+    model.add_argument("--heads", type=int, help=new_help("heads", "of the decoder or text tower"))
     model.add_argument("--norm", choices=("pre", "post"),
                        help=own_help("norm", "layer norm before or after each branch"))
     model.add_argument("--positions", choices=("learned", "sinusoidal"),
                        help=own_help("positions", "position table of the text"))
     model.add_argument("--tied", action=argparse.BooleanOptionalAction, help=own_help("tied", "head = word table"))
-    model.add_argument("--dropout", type=float, default=0.3, help="of the decoder or text tower")
+    model.add_argument("--dropout", type=float,
+                       help=new_help("dropout", "of the decoder or text tower") + "; of --init: as the file says")
     model.add_argument("--embed-dim", type=int, help=own_help("embed_dim", "width of the features of a pair"))
     model.add_argument("--pool", choices=POOLS, help="what a pair makes one feature of a picture from: the [class] "
                        "token, the mean of the patches or both (without it: as the encoder does)")
     words = parser.add_argument_group("words")
     words.add_argument("--tokenizer", type=Path, help="a tokenizer.json; without it one is trained on the captions")
-    words.add_argument("--pieces", choices=("word", "bpe"), default="word", help="what is trained")
+    words.add_argument("--pieces", choices=("word", "bpe"), help=new_help("pieces", "what is trained"))
     words.add_argument("--vocab-size", type=int, help="largest vocabulary")
-    words.add_argument("--min-count", type=int, default=5, help="rarer words are unknown")
-    words.add_argument("--max-len", type=int, default=30, help="longest caption, end token counted")
+    words.add_argument("--min-count", type=int, help=new_help("min_count", "rarer words are unknown"))
+    words.add_argument("--max-len", type=int, help=new_help("max_len", "longest caption, end token counted")
+                       + "; with --init: at most what the file has room for")
     train = parser.add_argument_group("training")
     train.add_argument("--epochs", type=int, default=10, help="passes over the pictures; end of the schedule")
     train.add_argument("--batch-size", type=int, default=160, help="captions in a batch")
     train.add_argument("--refs", type=int, help=own_help("refs", "captions of a picture in a batch"))
     train.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
+    train.add_argument("--encoder-lr", type=float, help="the same for the encoder (without it: as --lr)")
+    train.add_argument("--layer-decay", type=float, default=1.0,
+                       help="factor on the rate per layer of the encoder, from its head down")
     train.add_argument("--weight-decay", type=float, default=0.05, help="on matrices only")
     train.add_argument("--warmup", type=int, default=200, help="steps of rising learning rate")
     train.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient; 0 = none")
@@ -120,6 +136,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     programs.recipe_defaults(parser, argv, HERE / "recipes", "train_p2")
     args = parser.parse_args(argv)
     programs.check_common(args)
+    choose_new(args)
     choose_own(args)
     check(args)
     return args
@@ -131,6 +148,23 @@ def own_help(name: str, what: str) -> str:
     return f"{what} (default of {', '.join(values)})"
 
 
+def new_help(name: str, what: str) -> str:
+    """Help of an option of new models, whose default does not count with --init."""
+    return f"{what} (default: {NEW[name]})"
+
+
+def choose_new(args: argparse.Namespace) -> None:
+    """Fill in what a new model is where nothing is said; with --init refuse what its file says."""
+    if args.init is None:
+        for name, value in NEW.items():
+            if getattr(args, name) is None:
+                setattr(args, name, value)
+        return
+    told = [name for name in FIXED if getattr(args, name) is not None]
+    if told:
+        raise InputError(f"--{told[0].replace('_', '-')} does not go with --init, whose file says it: leave one out")
+
+
 def choose_own(args: argparse.Namespace) -> None:
     """Fill in what the objective takes where nothing is said; refuse what only another one has."""
     own = OWN[args.objective]
@@ -138,7 +172,7 @@ def choose_own(args: argparse.Namespace) -> None:
         if name not in own and getattr(args, name) is not None:
             raise InputError(f"--{name.replace('_', '-')} does not go with --objective {args.objective}: {WHY[name]}")
     for name, value in own.items():
-        if getattr(args, name) is None:
+        if getattr(args, name) is None and not (args.init and name in FIXED):
             setattr(args, name, value)
 
 
@@ -153,9 +187,15 @@ def check(args: argparse.Namespace) -> None:
     args.mirror = frozen_photos if args.mirror is None else args.mirror
     if args.nouns and args.images:
         raise InputError("--nouns is for the built-in scenes: captions of photos do not tell which words are things")
+    if args.freeze_encoder:
+        for name, default in (("unfreeze", None), ("encoder_lr", None), ("layer_decay", 1.0)):
+            if getattr(args, name) != default:
+                raise InputError(f"--{name.replace('_', '-')} trains the encoder, --freeze-encoder keeps it: leave one "
+                                 "out")
     pair = args.objective == "contrastive"
     for name, least in (("scenes", 2 if pair else 1), ("val_scenes", 2), ("refs", 1), ("beams", 1),
-                        ("max_len", 2 if pair else 1), ("min_count", 1), ("embed_dim", 1)):
+                        ("max_len", 2 if pair else 1), ("min_count", 1), ("embed_dim", 1),
+                        ("unfreeze", 1)):
         if (value := getattr(args, name)) is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} {value}: give {least} or more")
     if args.batch_size < args.refs * (2 if pair else 1):
@@ -168,33 +208,82 @@ def check(args: argparse.Namespace) -> None:
 
 # -- 2. build ------------------------------------------------------------------------------------------------
 
-def build_encoder(args: argparse.Namespace) -> ViT:
-    """The ViT of --encoder, without a head."""
-    if args.encoder in PRESETS and "/" not in args.encoder:  # with an owner it is a hub id, with its weights
-        if args.freeze_encoder:
-            raise InputError(f"--freeze-encoder: {args.encoder} is a preset with random weights; give a weight file")
+def load_start(args: argparse.Namespace) -> Captioner | CLIP:
+    """The model of --init, with the dropout of the command line; --max-len is settled by its room."""
+    loaded = minivl.load(args.init).float()
+    kind: type[Captioner] | type[CLIP] = Captioner if args.objective == "caption" else CLIP
+    if not isinstance(loaded, kind):
+        raise InputError(f"is no {'captioner' if kind is Captioner else 'image-text pair'}, which --init with "
+                         f"--objective {args.objective} starts from; an encoder alone is for --encoder",
+                         source=args.init)
+    if loaded.tokenizer is None or loaded.preprocessing is None:
+        raise InputError("has no tokenizer, or its preprocessing is unknown: a captioner or pair as train_p2.py writes "
+                         "it is needed", source=args.init)
+    part = loaded.decoder.config if isinstance(loaded, Captioner) else loaded.text.config
+    room = part.max_len - 1
+    if args.max_len is not None and args.max_len > room:
+        raise InputError(f"--max-len {args.max_len}: it has room for {room} tokens", source=args.init)
+    args.max_len = min(NEW["max_len"], room) if args.max_len is None else args.max_len
+    tower_of(loaded, args.init)
+    told: dict[str, Any] = {"tokenizer": loaded.tokenizer, "preprocessing": loaded.preprocessing}
+    rate = {} if args.dropout is None else {"dropout": args.dropout}
+    model: Captioner | CLIP
+    if isinstance(loaded, Captioner):  # what was found out about the old weights does not hold for the new
+        notes = {key: value for key, value in loaded.notes.items() if key not in ("look", "scores")}
+        model = Captioner(replace(loaded.config, decoder=replace(loaded.config.decoder, **rate)), notes=notes, **told)
+    else:
+        notes = {key: value for key, value in loaded.notes.items() if key != "scores"}
+        model = CLIP(replace(loaded.config, text=replace(loaded.config.text, **rate)), notes=notes, **told)
+    model.load_state_dict(loaded.state_dict())
+    return model
+
+
+def tower_of(loaded: ViT | Captioner | CLIP, source: str) -> ViT:
+    """The ViT that sees pictures in a model."""
+    tower = loaded.visual if isinstance(loaded, CLIP) else loaded.encoder if isinstance(loaded, Captioner) else loaded
+    if not isinstance(tower, ViT):
+        raise InputError("is a captioner over a grid of convolutions: a ViT is trained here, or that of a captioner or "
+                         "a CLIP", source=source)
+    return tower
+
+
+def build_encoder(args: argparse.Namespace, start: Captioner | CLIP | None) -> ViT:
+    """The ViT of --encoder, or a copy of that of --init, without a head."""
+    loaded: ViT | Captioner | CLIP
+    if start is not None:
+        loaded = start
+    elif args.encoder in PRESETS and "/" not in args.encoder:  # with an owner it is a hub id, with its weights
+        if args.freeze_encoder or args.unfreeze:
+            raise InputError(f"--{'freeze-encoder' if args.freeze_encoder else 'unfreeze'}: {args.encoder} is a preset "
+                             "with random weights; give a weight file")
         torch.manual_seed(args.seed)
         loaded = minivl.create(args.encoder)
     else:
         loaded = minivl.load(args.encoder).float()  # whatever it is stored in
-    encoder = (loaded.visual if isinstance(loaded, CLIP) else loaded.encoder if isinstance(loaded, Captioner) else
-               loaded)
-    if not isinstance(encoder, ViT):
-        raise InputError("is a captioner over a grid of convolutions: --encoder takes a ViT, or that of a captioner "
-                         "or a CLIP", source=args.encoder)
+    encoder = tower_of(loaded, args.encoder)
+    if start is not None:
+        encoder = copy.deepcopy(encoder)
     encoder.site, encoder.preprocessing = "encoder", loaded.preprocessing
     encoder.replace_head(0)
     if encoder.preprocessing is None:
         raise InputError("its preprocessing is unknown: name the file after a preset", source=args.encoder)
-    encoder.preprocessing = replace(encoder.preprocessing, mode=args.fit)
+    if start is None:
+        encoder.preprocessing = replace(encoder.preprocessing, mode=args.fit)
     return encoder
 
 
-def build_tokenizer(args: argparse.Namespace, texts: Sequence[str]) -> Tokenizer:
-    """That of --tokenizer, or one trained on the captions."""
-    if args.tokenizer:
-        return Tokenizer.from_file(args.tokenizer)
-    return Tokenizer.train(texts, kind=args.pieces, vocab_size=args.vocab_size, min_count=args.min_count)
+def build_tokenizer(args: argparse.Namespace, texts: Sequence[str], start: Captioner | CLIP | None) -> Tokenizer:
+    """That of --init or --tokenizer, or one trained on the captions."""
+    if start is not None:
+        assert start.tokenizer is not None  # `load_start` saw to it
+        tokenizer = start.tokenizer
+    elif args.tokenizer:
+        tokenizer = Tokenizer.from_file(args.tokenizer)
+    else:
+        tokenizer = Tokenizer.train(texts, kind=args.pieces, vocab_size=args.vocab_size, min_count=args.min_count)
+    if args.objective == "contrastive" and args.drop_words:
+        contrasting.unknown_id(tokenizer)  # before features take long
+    return tokenizer
 
 
 def build_captioner(args: argparse.Namespace, encoder: ViT, tokenizer: Tokenizer) -> Captioner:
@@ -207,15 +296,11 @@ def build_captioner(args: argparse.Namespace, encoder: ViT, tokenizer: Tokenizer
     captioner = Captioner(CaptionerConfig(encoder.config, decoder), tokenizer=tokenizer,
                           preprocessing=encoder.preprocessing)
     captioner.encoder.load_state_dict(encoder.state_dict())
-    if args.freeze_encoder:
-        captioner.encoder.requires_grad_(False)
     return captioner
 
 
 def build_pair(args: argparse.Namespace, encoder: ViT, tokenizer: Tokenizer) -> CLIP:
     """Encoder and tokenizer, a random text tower and random projections."""
-    if args.drop_words:
-        contrasting.unknown_id(tokenizer)  # before features take long
     torch.manual_seed(args.seed)
     text = TextConfig(
         vocab_size=tokenizer.vocab_size, width=args.width, depth=args.depth, num_heads=args.heads,
@@ -227,12 +312,17 @@ def build_pair(args: argparse.Namespace, encoder: ViT, tokenizer: Tokenizer) -> 
     visual = pair.visual
     heads = {name: tensor for name, tensor in visual.state_dict().items() if name.startswith("head")}
     visual.load_state_dict({**encoder.state_dict(), **heads})
-    if args.freeze_encoder:
-        visual.requires_grad_(False)
-        for head in (visual.head, visual.head_dist):
-            if head is not None:
-                head.requires_grad_(True)
     return pair
+
+
+def build_model(args: argparse.Namespace, encoder: ViT, tokenizer: Tokenizer,
+                start: Captioner | CLIP | None) -> Captioner | CLIP:
+    """The captioner or pair to train: that of --init or a new one, with its parts frozen."""
+    build = build_captioner if args.objective == "caption" else build_pair
+    model = start if start is not None else build(args, encoder, tokenizer)
+    if args.freeze_encoder or args.unfreeze:
+        freeze_encoder(model, args.unfreeze or 0)
+    return model
 
 
 # -- 3. load -------------------------------------------------------------------------------------------------
@@ -300,6 +390,12 @@ def settings_of(args: argparse.Namespace, *told: object) -> dict[str, Any]:
     return {**settings, "data_hash": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}
 
 
+def told_notes(args: argparse.Namespace) -> dict[str, Any]:
+    """What the weights say of where they come from."""
+    start = {"init": args.init} if args.init else {"encoder": args.encoder}
+    return {"data": str(args.captions or "scenes"), **start}
+
+
 def caption_task(args: argparse.Namespace, model: Captioner, images: captioning.Images, data: Data,
                  val_images: captioning.Images, val_data: Data) -> captioning.CaptionTask:
     """Batches, loss and scores of captions."""
@@ -309,18 +405,18 @@ def caption_task(args: argparse.Namespace, model: Captioner, images: captioning.
         refs=args.refs, smoothing=args.smoothing, seed=args.seed, views=2 if args.mirror else 1,
         drop_tokens=args.drop_tokens, drop_words=args.drop_words, beams=args.beams, max_len=args.max_len,
         workers=args.workers if isinstance(images, captioning.Photos) else 0,
-        notes={"data": str(args.captions or "scenes")}, progress=programs.progress)
+        notes=told_notes(args), progress=programs.progress)
 
 
 def contrast_task(args: argparse.Namespace, model: CLIP, images: captioning.Images, data: Data,
                   val_images: captioning.Images, val_data: Data) -> contrasting.ContrastTask:
     """Batches, loss and scores of an image-text pair."""
-    told = str(args.captions or "scenes")
+    told = told_notes(args)
     return contrasting.ContrastTask(
         model, images, list(data.captions.values()), val_images, list(val_data.captions.values()),
         batch_size=args.batch_size, refs=args.refs, max_len=args.max_len, seed=args.seed, views=2 if args.mirror else 1,
         drop_words=args.drop_words, workers=args.workers if isinstance(images, captioning.Photos) else 0,
-        notes={"name": f"an image-text pair trained by minivl on {told}", "data": told, "encoder": args.encoder},
+        notes={"name": f"an image-text pair trained by minivl on {told['data']}", **told},
         progress=programs.progress)
 
 
@@ -333,20 +429,21 @@ def main(argv: Sequence[str] | None) -> None:
                          "torchrun")
     device = programs.device_of(args.device)
     args.precision = programs.precision_of(args.precision, device)
-    plan = Plan(args.epochs, args.lr, args.weight_decay, args.warmup, args.clip, args.precision, args.ema, args.seed)
+    plan = Plan(args.epochs, args.lr, args.weight_decay, args.warmup, args.clip, args.precision, args.ema, args.seed,
+                layer_decay=args.layer_decay, encoder_lr=args.encoder_lr)
     run = Run(args.out)
     run.check(args.resume)
 
-    encoder = build_encoder(args).to(device)
+    start = load_start(args) if args.init else None
+    encoder = build_encoder(args, start).to(device)
     if args.images:
         data, val_data = load_photos(args)
     else:
         assert encoder.preprocessing is not None
         data = draw_scenes(0, args.scenes, encoder.preprocessing, nouns=bool(args.nouns))
         val_data = draw_scenes(VAL_START, args.val_scenes, encoder.preprocessing)
-    tokenizer = build_tokenizer(args, [text for texts in data.captions.values() for text in texts])
-    build = build_captioner if args.objective == "caption" else build_pair
-    model: Captioner | CLIP = build(args, encoder, tokenizer).to(device)
+    tokenizer = build_tokenizer(args, [text for texts in data.captions.values() for text in texts], start)
+    model = build_model(args, encoder, tokenizer, start).to(device)
     images = load_images(args, data, model, encoder, args.mirror)
     val_images = load_images(args, val_data, model, encoder, False)
     task = (caption_task(args, model, images, data, val_images, val_data) if isinstance(model, Captioner) else

@@ -722,6 +722,14 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, name: str) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["link"]
 
 
+def test_a_rate_for_the_encoder() -> None:
+    assert Plan(epochs=1, lr=0.2).encoder_scale == 1 and Plan(epochs=1, lr=0.0).encoder_scale == 1
+    assert Plan(epochs=1, lr=0.2, encoder_lr=0.05).encoder_scale == 0.25
+    for changes in ({"encoder_lr": -1.0}, {"encoder_lr": math.nan}, {"encoder_lr": 0.1, "lr": 0.0}):
+        with pytest.raises(InputError, match="encoder_lr=.*: give a number from 0 up, beside an lr above 0"):
+            Plan(**{"epochs": 1, "lr": 0.1, **changes})
+
+
 def test_what_a_plan_allows_is_told() -> None:
     for changes, told in (({"lr": -1.0}, "lr=-1.0: give a number from 0 up"), ({"epochs": 0}, "from 1 up"),
                           ({"ema": 2.0}, "ema=2.0: give a number from 0 to 1")):

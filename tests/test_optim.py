@@ -11,8 +11,13 @@ import torch
 from torch import nn
 
 from minivl.errors import InputError
+from minivl.models.captioner import Captioner, CaptionerConfig
+from minivl.models.clip import CLIP, CLIPConfig, TextConfig
+from minivl.models.decoder import DecoderConfig
+from minivl.models.grid import GridConfig
 from minivl.models.vit import ViT, ViTConfig
-from minivl.train.optim import Ema, decay_groups, is_frozen, make_optimizer, schedule
+from minivl.text.tokenizer import Tokenizer
+from minivl.train.optim import Ema, decay_groups, freeze_encoder, is_frozen, make_optimizer, schedule
 
 
 def names(model: nn.Module, decay: float = 0.3) -> tuple[set[str], set[str]]:
@@ -200,6 +205,80 @@ def test_rates_by_layer(fields: dict[str, Any]) -> None:
                 assert group["weight_decay"] in (0, weight_decay)
     assert {group["scale"] for group in decay_groups(model, 0.0)} == {1.0}
     assert len(decay_groups(model, 0.0)) == 2
+
+
+def two_towers(kind: str) -> tuple[nn.Module, str]:
+    """A captioner or pair over a ViT of three blocks, every kind of part in it, and what its encoder's names begin
+    with."""
+    fields: dict[str, Any] = {"dist_token": True, "registers": 2, "pre_norm": True}
+    tokenizer = Tokenizer.train(["a red dog runs"])
+    if kind == "captioner":
+        decoder = DecoderConfig(tokenizer.vocab_size, 12, 2, 2, 16, pad_id=tokenizer.pad_id)
+        return Captioner(CaptionerConfig(ViTConfig((8, 8), (4, 4), 8, 3, 2, 12, num_classes=0, **fields),
+                                         decoder)), "encoder."
+    text = TextConfig(tokenizer.vocab_size, 12, 4, 2, 16, 6, bos_id=tokenizer.bos_id, eot_id=tokenizer.eos_id)
+    return CLIP(CLIPConfig(ViTConfig((8, 8), (4, 4), 8, 3, 2, 12, num_classes=6, **fields), text)), "visual."
+
+
+BEFORE = {"patch_embed", "norm_pre", "cls_token", "dist_token", "reg_token", "pos_embed"}
+
+
+@pytest.mark.parametrize("kind", ["captioner", "pair"])
+def test_rates_within_the_encoder(kind: str) -> None:
+    """A fifth of the rate there, times 1/2 a layer; the decoder's blocks and the pair's projection learn at 1."""
+    model, prefix = two_towers(kind)
+    seen = {}
+    for group in decay_groups(model, 0.3, 0.5, 0.2):
+        for name, parameter in zip(group["names"], group["params"]):
+            assert parameter is model.get_parameter(name) and name not in seen
+            seen[name] = group["scale"]
+    assert seen.keys() == dict(model.named_parameters()).keys()
+    for name, scale in seen.items():
+        top, _, rest = name.removeprefix(prefix).partition(".")
+        if not name.startswith(prefix) or top in ("head", "head_dist"):
+            wanted = 1.0
+        elif top == "blocks":
+            wanted = 0.2 * {0: 1 / 8, 1: 1 / 4, 2: 1 / 2}[int(rest.partition(".")[0])]
+        else:
+            assert top in BEFORE | {"norm"}, name
+            wanted = 0.2 * (1 / 16 if top in BEFORE else 1.0)
+        assert scale == pytest.approx(wanted, rel=1e-12), name
+    assert {group["scale"] for group in decay_groups(model, 0.0, encoder_scale=3.0)} == {1.0, 3.0}
+
+
+@pytest.mark.parametrize("kind", ["captioner", "pair", "vit"])
+@pytest.mark.parametrize("unfreeze", [0, 1, 2, 3])
+def test_the_last_blocks_alone_are_trained(kind: str, unfreeze: int) -> None:
+    model, prefix = two_towers("pair" if kind == "vit" else kind)
+    if kind == "vit":
+        model, prefix = model.visual, ""  # type: ignore[assignment]
+    freeze_encoder(model, unfreeze)
+    for name, parameter in model.named_parameters():
+        top, _, rest = name.removeprefix(prefix).partition(".")
+        if not name.startswith(prefix) or top in ("head", "head_dist"):
+            wanted = True
+        elif top == "blocks":
+            wanted = int(rest.partition(".")[0]) >= 3 - unfreeze
+        else:
+            wanted = top == "norm" and unfreeze > 0
+        assert parameter.requires_grad == wanted, name
+    with pytest.raises(InputError, match="unfreeze=4: the encoder has 3 blocks"):
+        freeze_encoder(model, 4)
+
+
+def test_models_without_such_an_encoder() -> None:
+    for factors in ((0.5, 1.0), (1.0, 0.5)):
+        with pytest.raises(InputError, match="for the encoder of pictures; this model has none"):
+            decay_groups(nn.Linear(3, 2), 0.0, *factors)
+    grid = Captioner(CaptionerConfig(GridConfig(8, 1, 2, 8, layers=(1, 1, 1, 1)), DecoderConfig(9, 8, 1, 2, 8, 6)))
+    with pytest.raises(InputError, match="layer_decay=0.5: this encoder is no ViT"):
+        decay_groups(grid, 0.0, 0.5)
+    scales = {name: group["scale"] for group in decay_groups(grid, 0.0, encoder_scale=0.25) for name in group["names"]}
+    assert {scale for name, scale in scales.items() if name.startswith("encoder.")} == {0.25}
+    assert {scale for name, scale in scales.items() if not name.startswith("encoder.")} == {1.0}
+    for model in (grid, nn.Linear(3, 2)):
+        with pytest.raises(InputError, match="no ViT as its encoder"):
+            freeze_encoder(model)
 
 
 def test_constant_and_step_schedules() -> None:

@@ -121,7 +121,7 @@ class _Training:
         self.total = plan.epochs * task.steps
         self.frozen = frozen_hash(model)
         shared = processes.share(model, wrap)  # first: it may put parts in the place of weights
-        groups = decay_groups(model, plan.weight_decay, plan.layer_decay)
+        groups = decay_groups(model, plan.weight_decay, plan.layer_decay, plan.encoder_scale)
         self.optimizer = make_optimizer(plan.optimizer, groups, momentum=plan.momentum)
         self.ema = Ema(model, plan.ema) if plan.ema else None
         self.stepper = Stepper(shared, task, plan, self.optimizer, processes)

@@ -10,37 +10,64 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..models.grid import GridEncoder
+from ..models.vit import ViT
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "constant", "step")
-# of a ViT: what comes before its blocks, for layer-wise rates
+# within a ViT: what comes before its blocks, for layer-wise rates, and what is no part of it as an encoder
 FIRST = re.compile(r"(?:patch_embed|norm_pre)\.|(?:cls|dist|reg)_token$|pos_embed$")
 BLOCK = re.compile(r"blocks\.(\d+)\.")
+HEAD = re.compile(r"head(?:_dist)?\.")
 
 
-def decay_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def encoder_in(model: nn.Module) -> tuple[str, nn.Module] | None:
+    """The encoder of pictures in a model, with what its parameters' names begin with there.
+
+    Returns:
+        ``(prefix, encoder)``: a ViT itself ("", its head is no part of the encoder), the "encoder." of a captioner, the
+        "visual." of an image-text pair (its projection is a head); None where there is none.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, (ViT, GridEncoder)):
+            return f"{name}." if name else "", module
+    return None
+
+
+def decay_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0,
+                 encoder_scale: float = 1.0) -> list[dict[str, Any]]:
     """Groups of the trainable parameters for an optimiser: matrices of linear and convolution layers decay,
     everything else (biases, norms, embeddings, position tables, [class] and register tokens) does not.
 
     Args:
-        model: with `layer_decay` a ViT.
+        model: with one of the two factors a model with an encoder (see `encoder_in`).
         weight_decay: of the matrices.
-        layer_decay: factor on the learning rate per layer, counted from the head down (Clark et al. 2020; Bao et al.
-            2022, BEiT): block i of n learns at layer_decay^(n - i), what lies before block 0 at
-            layer_decay^(n + 1), the last norm and the head at 1.
+        layer_decay: factor on the learning rate per layer of the encoder, counted from its head down (Clark et al.
+            2020; Bao et al. 2022, BEiT): block i of n learns at layer_decay^(n - i), what lies before block 0 at
+            layer_decay^(n + 1), its last norm and what is no encoder at 1.
+        encoder_scale: a further factor on all rates within the encoder.
 
     Returns:
         Groups, each with "params", "names", "weight_decay" and "scale" (of its learning rate).
+
+    Raises:
+        InputError: a factor for a model that has no encoder, or layer_decay for one that is no ViT.
     """
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    depth = max((int(match[1]) + 1 for name, _ in model.named_parameters() if (match := BLOCK.match(name))), default=0)
+    found = encoder_in(model)
+    if found is None and (layer_decay, encoder_scale) != (1, 1):
+        raise InputError("layer_decay and a rate of its own are for the encoder of pictures; this model has none")
+    if layer_decay != 1 and found is not None and not isinstance(found[1], ViT):
+        raise InputError(f"layer_decay={layer_decay}: this encoder is no ViT; give 1")
     chosen: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = id(parameter) in matrices and id(parameter) not in tables
-        scale = layer_decay ** _layers_above(name, depth)
+        scale = 1.0
+        if found is not None and _inside(name, found[0]):
+            scale = encoder_scale * layer_decay ** _layers_above(name[len(found[0]):], found[1])
         group = chosen.setdefault((decays, scale), {"params": [], "names": [], "scale": scale,
                                                     "weight_decay": weight_decay if decays else 0.0})
         group["params"].append(parameter)
@@ -48,10 +75,38 @@ def decay_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0
     return sorted(chosen.values(), key=lambda group: (not group["weight_decay"], group["scale"]))
 
 
-def _layers_above(name: str, depth: int) -> int:
+def _inside(name: str, prefix: str) -> bool:
+    """Whether a parameter is of the encoder with this prefix."""
+    return name.startswith(prefix) and not HEAD.match(name[len(prefix):])
+
+
+def _layers_above(name: str, encoder: nn.Module) -> int:
+    """Layers between a parameter of an encoder, by its name there, and the head."""
+    depth = encoder.config.depth if isinstance(encoder, ViT) else 0
     if match := BLOCK.match(name):
         return depth - int(match[1])
     return depth + 1 if FIRST.match(name) else 0
+
+
+def freeze_encoder(model: nn.Module, unfreeze: int = 0) -> None:
+    """Train no parameter of the encoder of pictures, or none below its last blocks; in place.
+
+    Args:
+        model: with an encoder (see `encoder_in`).
+        unfreeze: how many of its last blocks are trained, and then its last norm too; 0 = nothing of it.
+
+    Raises:
+        InputError: a model without an encoder; more blocks than there are.
+    """
+    prefix, encoder = encoder_in(model) or ("", None)
+    if not isinstance(encoder, ViT):
+        raise InputError("this model has no ViT as its encoder, of which parts could be frozen")
+    depth = encoder.config.depth
+    if not 0 <= unfreeze <= depth:
+        raise InputError(f"unfreeze={unfreeze}: the encoder has {depth} blocks")
+    for name, parameter in model.named_parameters():
+        if _inside(name, prefix):
+            parameter.requires_grad_(bool(unfreeze) and _layers_above(name[len(prefix):], encoder) <= unfreeze)
 
 
 def make_optimizer(name: str, groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.Optimizer:

@@ -30,6 +30,7 @@ class Plan:
         schedule, factor: see `optim.schedule`.
         period: epochs between two drops of the "step" schedule.
         layer_decay: see `optim.decay_groups`.
+        encoder_lr: highest learning rate of the encoder of pictures (see `optim.encoder_in`); None = lr.
         sam: radius of sharpness-aware minimisation (see `sam.Sam`); 0 = none.
         sam_adaptive: its adaptive variant.
         sam_local: each process perturbs by the gradient of its own share of the batch, as in the paper, instead of by
@@ -56,6 +57,12 @@ class Plan:
     sam_adaptive: bool = False
     sam_local: bool = False
     time_limit: float = 0.0
+    encoder_lr: float | None = None
+
+    @property
+    def encoder_scale(self) -> float:
+        """Factor on the learning rate within the encoder."""
+        return 1.0 if self.encoder_lr is None else self.encoder_lr / self.lr
 
     def __post_init__(self) -> None:
         for name, words in (("precision", PRECISIONS), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
@@ -69,5 +76,8 @@ class Plan:
             if not low <= value <= high or math.isinf(value):
                 allowed = f"a number from {low} up" if high == math.inf else f"a number from {low} to {high}"
                 raise InputError(f"{name}={value}: give {allowed}")
+        if self.encoder_lr is not None and not (0 <= self.encoder_lr < math.inf and self.lr):
+            raise InputError(f"encoder_lr={self.encoder_lr}: give a number from 0 up, beside an lr above 0 (which is "
+                             f"{self.lr})")
         if (self.sam_adaptive or self.sam_local) and not self.sam:
             raise InputError("sam_adaptive and sam_local change SAM, which is off: give sam a radius")
