@@ -6,9 +6,7 @@ Several GPUs or machines share every batch: torchrun --nproc-per-node 4 train_p1
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import minivl
 from minivl import programs
@@ -29,10 +27,10 @@ from minivl.models.clip import CLIP
 from minivl.models.presets import PRESETS
 from minivl.models.vit import ViT
 from minivl.plotting.history import plot_history
+from minivl.train import arguments
 from minivl.train.classifying import ClassifyTask, Probe, pooled_features
 from minivl.train.distributed import Processes, processes
 from minivl.train.loop import fit
-from minivl.train.optim import OPTIMIZERS, SCHEDULES
 from minivl.train.plan import Plan
 from minivl.train.run import SKIPPED, Run, read_history
 
@@ -64,28 +62,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                        "on features computed once where nothing is augmented")
     model.add_argument("--reinit-head", action="store_true", help="a new head, even if the old one has these classes")
     model.add_argument("--drop-path", type=float, default=0.0, help="stochastic depth of the last block")
-    model.add_argument("--checkpointing", action="store_true", help="compute blocks twice: less memory")
-    model.add_argument("--compile", action="store_true", help="torch.compile the model")
-    step = parser.add_argument_group("optimiser")
-    step.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="SGD has a momentum")
-    step.add_argument("--lr", type=float, default=1e-4, help="highest learning rate")
-    step.add_argument("--momentum", type=float, default=0.9, help="of SGD")
-    step.add_argument("--weight-decay", type=float, default=0.05, help="on matrices only")
-    step.add_argument("--layer-decay", type=float, default=1.0, help="factor on the rate per layer, from the head down")
-    step.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient; 0 = none")
-    step.add_argument("--sam", type=float, default=0.0, help="radius of sharpness-aware minimisation; 0 = off")
-    step.add_argument("--sam-adaptive", action="store_true", help="its adaptive variant (a radius ten times larger)")
-    step.add_argument("--sam-local", action="store_true", help="each process perturbs by its own share of the batch")
-    step.add_argument("--batch-size", type=int, default=32, help="pictures of a step, over all processes")
-    step.add_argument("--accumulate", type=int, default=1, help="micro-batches a process computes one after the other")
-    step.add_argument("--ema", type=float, default=0.0, help="decay of the averaged weights; 0 = none")
-    plan = parser.add_argument_group("schedule")
-    plan.add_argument("--epochs", type=int, default=10, help="passes over the pictures; end of the schedule")
-    plan.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="after the warm-up")
-    plan.add_argument("--warmup", type=int, default=50, help="steps of rising learning rate")
-    plan.add_argument("--factor", type=float, default=0.5, help="of the step schedule")
-    plan.add_argument("--period", type=int, default=10, help="of the step schedule, in epochs")
-    plan.add_argument("--time-limit", type=float, default=0.0, help="seconds, after which to stop resumably; 0 = none")
+    arguments.add_memory(model)
+    arguments.add_optimiser(parser, of="pictures", lr=1e-4, batch_size=32)
+    arguments.add_schedule(parser, of="pictures", epochs=10, warmup=50)
     augment = parser.add_argument_group("augmentation")
     augment.add_argument("--crop-scale", type=float, help="smallest share of the photo in a random crop (without "
                          "it: the model's own crop)")
@@ -98,21 +77,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     augment.add_argument("--mixup", type=float, default=0.0, help="alpha of its beta distribution; 0 = off")
     augment.add_argument("--cutmix", type=float, default=0.0, help="alpha of its beta distribution; 0 = off")
     augment.add_argument("--smoothing", type=float, default=0.0, help="label smoothing")
-    run = parser.add_argument_group("run")
-    run.add_argument("--out", type=run_folder, required=True, help="folder of the run")
-    run.add_argument("--resume", action="store_true", help="continue the run in --out")
-    run.add_argument("--shard", action="store_true", help="with torchrun: each process keeps a part of the weights")
+    arguments.add_run(parser)
     parser.add_common(precision="auto")
     programs.recipe_defaults(parser, argv, HERE / "recipes", "train_p1")
     args = parser.parse_args(argv)
     programs.check_common(args)
-    for name in ("scenes", "val_scenes", "batch_size", "accumulate", "image_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give 1 or more")
+    arguments.check_least(args, [(name, 1) for name in ("scenes", "val_scenes", "batch_size", "accumulate",
+                                                        "image_size")])
     if args.val_fraction is not None and not args.data:
         raise InputError("--val-fraction splits the pictures of --data, which is not given")
     if args.fold and (args.val_fraction is not None or not args.data):
         raise InputError("--fold splits the training pictures of --data: give that, and no --val-fraction")
+    if args.freeze == "encoder" and args.encoder_lr is not None:
+        raise InputError("--encoder-lr trains the encoder, --freeze encoder keeps it: leave one out")
     if args.shard and (args.sam_local or probing(args)):
         raise InputError("--shard: with --sam-local no process has gradients of its own, and a head alone "
                          "(--freeze encoder, nothing augmented) has nothing to share out; leave one of the two out")
@@ -123,12 +100,6 @@ def fold_of(text: str) -> str:
     if not re.fullmatch("[0-9]+/[0-9]+", text):
         raise argparse.ArgumentTypeError(f"{text!r}: give K/N, such as 1/3")
     return text
-
-
-def run_folder(text: str) -> Path:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("name a folder")
-    return Path(text)
 
 
 # -- 2. build ------------------------------------------------------------------------------------------------
@@ -254,24 +225,13 @@ def probing(args: argparse.Namespace) -> bool:
     return args.freeze == "encoder" and not any(changes)
 
 
-def settings_of(args: argparse.Namespace, told: Any) -> dict[str, Any]:
-    """What a resumed run must repeat: the options, and by its hash the data."""
-    free = ("out", "resume", "json", "workers", "device", "time_limit", "data", "compile", "accumulate",
-            "checkpointing", "shard")
-    settings = {key: value for key, value in vars(args).items() if key not in free}
-    return {**settings, "data_hash": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}
-
-
 # -- 4. to 6. loop, evaluate, save ---------------------------------------------------------------------------
 
 def main(argv: Sequence[str] | None) -> None:
     args = parse(argv)
     with processes(programs.device_of(args.device), args.shard) as (group, device):
         args.precision = programs.precision_of(args.precision, device)
-        plan = Plan(args.epochs, args.lr, args.weight_decay, args.warmup, args.clip, args.precision, args.ema,
-                    args.seed, optimizer=args.optimizer, momentum=args.momentum, schedule=args.schedule,
-                    factor=args.factor, period=args.period, layer_decay=args.layer_decay, sam=args.sam,
-                    sam_adaptive=args.sam_adaptive, sam_local=args.sam_local, time_limit=args.time_limit)
+        plan = arguments.plan_of(args)
         run = Run(args.out)
         group.first_then_all(lambda: run.check(args.resume), lambda: None)
         train(args, plan, group, device)
@@ -292,9 +252,9 @@ def train(args: argparse.Namespace, plan: Plan, group: Processes, device: torch.
     report_start(model, data, say)
     board = tensorboard(args.out) if group.first else None
     files = {SKIPPED: "".join(f"{line}\n" for line in data.skipped)} if data.skipped else None
-    for row in fit(model, task, plan, out=args.out, settings=settings_of(args, data.told), resume=args.resume,
-                   processes=group, wrap=wrapper(args), files=files,
-                   progress=programs.progress if group.first else None):
+    for row in fit(model, task, plan, out=args.out, settings=arguments.settings_of(args, data.told, ["data"]),
+                   resume=args.resume, processes=group, wrap=Probe if probing(args) else None, compiled=args.compile,
+                   files=files, progress=programs.progress if group.first else None):
         if not group.first:
             continue
         say(row, f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}  validation loss {row['val_loss']:.3f}  "
@@ -304,20 +264,6 @@ def train(args: argparse.Namespace, plan: Plan, group: Processes, device: torch.
             board(row)
     if group.first:
         finish(args, len(data.val_labels))
-
-
-def wrapper(args: argparse.Namespace) -> Callable[[nn.Module], nn.Module] | None:
-    """What losses are computed with, if not the model itself."""
-    made: list[Callable[[nn.Module], Any]] = [Probe] if probing(args) else []
-    if args.compile:
-        made.append(torch.compile)
-
-    def wrap(model: nn.Module) -> nn.Module:
-        for one in made:
-            model = one(model)
-        return model
-
-    return wrap if made else None
 
 
 def tensorboard(folder: Path) -> Callable[[Mapping[str, Any]], None] | None:

@@ -1,14 +1,13 @@
 """Train on photographs with their captions, or (without --images) on the built-in scenes: a captioner, or with
 --objective contrastive an image-text pair, which tells what fits together.
+
+Several GPUs or machines share every batch: torchrun --nproc-per-node 4 train_p2.py ... (with --shard the weights too).
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,8 @@ from minivl.models.presets import PRESETS
 from minivl.models.vit import POOLS, ViT
 from minivl.plotting.history import plot_history
 from minivl.text.tokenizer import Tokenizer
-from minivl.train import captioning, contrasting, features
+from minivl.train import arguments, captioning, contrasting, features
+from minivl.train.distributed import Processes, processes
 from minivl.train.looks import choose_look
 from minivl.train.loop import Plan, fit
 from minivl.train.optim import freeze_encoder
@@ -101,6 +101,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_argument("--embed-dim", type=int, help=own_help("embed_dim", "width of the features of a pair"))
     model.add_argument("--pool", choices=POOLS, help="what a pair makes one feature of a picture from: the [class] "
                        "token, the mean of the patches or both (without it: as the encoder does)")
+    arguments.add_memory(model, "blocks of the encoder")
     words = parser.add_argument_group("words")
     words.add_argument("--tokenizer", type=Path, help="a tokenizer.json; without it one is trained on the captions")
     words.add_argument("--pieces", choices=("word", "bpe"), help=new_help("pieces", "what is trained"))
@@ -108,28 +109,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     words.add_argument("--min-count", type=int, help=new_help("min_count", "rarer words are unknown"))
     words.add_argument("--max-len", type=int, help=new_help("max_len", "longest caption, end token counted")
                        + "; with --init: at most what the file has room for")
+    arguments.add_optimiser(parser, of="captions", lr=1e-3, batch_size=160, ema=0.999)
+    arguments.add_schedule(parser, of="pictures", epochs=10, warmup=200)
     train = parser.add_argument_group("training")
-    train.add_argument("--epochs", type=int, default=10, help="passes over the pictures; end of the schedule")
-    train.add_argument("--batch-size", type=int, default=160, help="captions in a batch")
     train.add_argument("--refs", type=int, help=own_help("refs", "captions of a picture in a batch"))
-    train.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
-    train.add_argument("--encoder-lr", type=float, help="the same for the encoder (without it: as --lr)")
-    train.add_argument("--layer-decay", type=float, default=1.0,
-                       help="factor on the rate per layer of the encoder, from its head down")
-    train.add_argument("--weight-decay", type=float, default=0.05, help="on matrices only")
-    train.add_argument("--warmup", type=int, default=200, help="steps of rising learning rate")
-    train.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient; 0 = none")
     train.add_argument("--smoothing", type=float, help=own_help("smoothing", "label smoothing"))
-    train.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights; 0 = none")
     train.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=None,
                        help="with --freeze-encoder: also features of the mirrored photos (on unless --no-mirror)")
     train.add_argument("--drop-tokens", type=float,
                        help=own_help("drop_tokens", "share of visual tokens hidden in training"))
     train.add_argument("--drop-words", type=float, default=0.1, help="share of read words made unknown in training")
     train.add_argument("--beams", type=int, help=own_help("beams", "of validation captions"))
-    run = parser.add_argument_group("run")
-    run.add_argument("--out", type=Path, required=True, help="folder of the run")
-    run.add_argument("--resume", action="store_true", help="continue the run in --out")
+    run = arguments.add_run(parser)
     run.add_argument("--features", type=Path, default=weight_folders()[-1].parent / "features",
                      help="cache of frozen features")
     parser.add_common(precision="auto")
@@ -188,22 +179,35 @@ def check(args: argparse.Namespace) -> None:
     if args.nouns and args.images:
         raise InputError("--nouns is for the built-in scenes: captions of photos do not tell which words are things")
     if args.freeze_encoder:
-        for name, default in (("unfreeze", None), ("encoder_lr", None), ("layer_decay", 1.0)):
+        for name, default in (("unfreeze", None), ("encoder_lr", None), ("layer_decay", 1.0), ("checkpointing", False)):
             if getattr(args, name) != default:
-                raise InputError(f"--{name.replace('_', '-')} trains the encoder, --freeze-encoder keeps it: leave one "
-                                 "out")
+                raise InputError(f"--{name.replace('_', '-')} is for an encoder that is trained, --freeze-encoder "
+                                 "keeps it: leave one out")
     pair = args.objective == "contrastive"
-    for name, least in (("scenes", 2 if pair else 1), ("val_scenes", 2), ("refs", 1), ("beams", 1),
-                        ("max_len", 2 if pair else 1), ("min_count", 1), ("embed_dim", 1),
-                        ("unfreeze", 1)):
-        if (value := getattr(args, name)) is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+    if pair:
+        check_pair(args)
+    arguments.check_least(args, (("scenes", 2 if pair else 1), ("val_scenes", 2), ("refs", 1), ("beams", 1),
+                                 ("max_len", 2 if pair else 1), ("min_count", 1), ("embed_dim", 1), ("unfreeze", 1),
+                                 ("accumulate", 1)))
     if args.batch_size < args.refs * (2 if pair else 1):
         raise InputError(f"--batch-size {args.batch_size} must hold at least the --refs {args.refs} of "
                          + ("each of two pictures, to be told apart" if pair else "one picture"))
     for name in ("dropout", "smoothing", "drop_tokens", "drop_words"):
         if (value := getattr(args, name)) is not None and not 0 <= value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: give 0 or more, less than 1")
+
+
+def check_pair(args: argparse.Namespace) -> None:
+    """Refuse what makes no sense where every picture of a batch is compared with every caption."""
+    if args.accumulate > 1:
+        raise InputError("--accumulate does not go with --objective contrastive: parts of a batch are other contrasts, "
+                         "with fewer captions to tell apart")
+    if args.sam_local:
+        raise InputError("--sam-local does not go with --objective contrastive: the loss of a share of the batch needs "
+                         "the features of all processes")
+    if args.shard:
+        raise InputError("--shard does not go with --objective contrastive: the factor on the cosines is one number, "
+                         "of which processes cannot keep parts; torchrun without --shard shares every batch")
 
 
 # -- 2. build ------------------------------------------------------------------------------------------------
@@ -322,6 +326,7 @@ def build_model(args: argparse.Namespace, encoder: ViT, tokenizer: Tokenizer,
     model = start if start is not None else build(args, encoder, tokenizer)
     if args.freeze_encoder or args.unfreeze:
         freeze_encoder(model, args.unfreeze or 0)
+    tower_of(model, "").checkpointing = args.checkpointing
     return model
 
 
@@ -383,13 +388,6 @@ def load_tokens(args: argparse.Namespace, data: Data, model: Captioner | CLIP, e
     return captioning.Views(views) if mirror else views[0]
 
 
-def settings_of(args: argparse.Namespace, *told: object) -> dict[str, Any]:
-    """What a resumed run must repeat: the options, and by its hash what is `told` (captions, tokenizer)."""
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
-                if key not in ("out", "resume", "json", "workers", "features", "device")}
-    return {**settings, "data_hash": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}
-
-
 def told_notes(args: argparse.Namespace) -> dict[str, Any]:
     """What the weights say of where they come from."""
     start = {"init": args.init} if args.init else {"encoder": args.encoder}
@@ -397,25 +395,27 @@ def told_notes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def caption_task(args: argparse.Namespace, model: Captioner, images: captioning.Images, data: Data,
-                 val_images: captioning.Images, val_data: Data) -> captioning.CaptionTask:
+                 val_images: captioning.Images, val_data: Data, group: Processes) -> captioning.CaptionTask:
     """Batches, loss and scores of captions."""
     return captioning.CaptionTask(
         model, images, list(data.captions.values()), val_images, val_data.captions,
         remember=captioning.from_features if args.freeze_encoder else Captioner.encode, batch_size=args.batch_size,
         refs=args.refs, smoothing=args.smoothing, seed=args.seed, views=2 if args.mirror else 1,
-        drop_tokens=args.drop_tokens, drop_words=args.drop_words, beams=args.beams, max_len=args.max_len,
+        drop_tokens=args.drop_tokens, drop_words=args.drop_words, epochs=args.epochs, accumulate=args.accumulate,
+        beams=args.beams, max_len=args.max_len, processes=group,
         workers=args.workers if isinstance(images, captioning.Photos) else 0,
         notes=told_notes(args), progress=programs.progress)
 
 
 def contrast_task(args: argparse.Namespace, model: CLIP, images: captioning.Images, data: Data,
-                  val_images: captioning.Images, val_data: Data) -> contrasting.ContrastTask:
+                  val_images: captioning.Images, val_data: Data, group: Processes) -> contrasting.ContrastTask:
     """Batches, loss and scores of an image-text pair."""
     told = told_notes(args)
     return contrasting.ContrastTask(
         model, images, list(data.captions.values()), val_images, list(val_data.captions.values()),
         batch_size=args.batch_size, refs=args.refs, max_len=args.max_len, seed=args.seed, views=2 if args.mirror else 1,
         drop_words=args.drop_words, workers=args.workers if isinstance(images, captioning.Photos) else 0,
+        processes=group,
         notes={"name": f"an image-text pair trained by minivl on {told['data']}", **told},
         progress=programs.progress)
 
@@ -424,16 +424,16 @@ def contrast_task(args: argparse.Namespace, model: CLIP, images: captioning.Imag
 
 def main(argv: Sequence[str] | None) -> None:
     args = parse(argv)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: train_p2.py trains in one process, start it without "
-                         "torchrun")
-    device = programs.device_of(args.device)
-    args.precision = programs.precision_of(args.precision, device)
-    plan = Plan(args.epochs, args.lr, args.weight_decay, args.warmup, args.clip, args.precision, args.ema, args.seed,
-                layer_decay=args.layer_decay, encoder_lr=args.encoder_lr)
-    run = Run(args.out)
-    run.check(args.resume)
+    with processes(programs.device_of(args.device), args.shard) as (group, device):
+        args.precision = programs.precision_of(args.precision, device)
+        plan = arguments.plan_of(args)
+        run = Run(args.out)
+        group.first_then_all(lambda: run.check(args.resume), lambda: None)
+        train(args, plan, run, group, device)
 
+
+def train(args: argparse.Namespace, plan: Plan, run: Run, group: Processes, device: torch.device) -> None:
+    """From data to the best weights."""
     start = load_start(args) if args.init else None
     encoder = build_encoder(args, start).to(device)
     if args.images:
@@ -446,17 +446,21 @@ def main(argv: Sequence[str] | None) -> None:
     model = build_model(args, encoder, tokenizer, start).to(device)
     images = load_images(args, data, model, encoder, args.mirror)
     val_images = load_images(args, val_data, model, encoder, False)
-    task = (caption_task(args, model, images, data, val_images, val_data) if isinstance(model, Captioner) else
-            contrast_task(args, model, images, data, val_images, val_data))
+    task = (caption_task(args, model, images, data, val_images, val_data, group) if isinstance(model, Captioner) else
+            contrast_task(args, model, images, data, val_images, val_data, group))
 
-    settings = settings_of(args, data.captions, val_data.captions, tokenizer.to_json())
-    report_start(args, model, len(data.captions), task.cut)
-    for row in fit(model, task, plan, out=args.out, settings=settings, resume=args.resume,
-                   progress=programs.progress):
-        programs.report(args, row, f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}  validation loss "
-                        f"{row['val_loss']:.3f}  {scores_text(row)}  {row['seconds']:.0f} s")
-        plot_history(args.out, read_history(args.out))
-    finish(args, run, len(val_data.captions))
+    told = [data.captions, val_data.captions, tokenizer.to_json()]
+    if group.first:
+        report_start(args, model, len(data.captions), task.cut)
+    for row in fit(model, task, plan, out=args.out, settings=arguments.settings_of(args, told, ["features"]),
+                   resume=args.resume, processes=group, wrap=task.wrap, compiled=args.compile,
+                   progress=programs.progress if group.first else None):
+        if group.first:
+            programs.report(args, row, f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}  validation loss "
+                            f"{row['val_loss']:.3f}  {scores_text(row)}  {row['seconds']:.0f} s")
+            plot_history(args.out, read_history(args.out))
+    if group.first:
+        finish(args, run, len(val_data.captions))
 
 
 def report_start(args: argparse.Namespace, model: Captioner | CLIP, pictures: int, cut: int) -> None:
@@ -480,9 +484,11 @@ def scores_text(scores: Mapping[str, Any]) -> str:
 
 
 def finish(args: argparse.Namespace, run: Run, val_pictures: int) -> None:
-    """Say what came out; for a captioner of scenes, fix layer and heads to look at on training scenes."""
-    plot_history(args.out, read_history(args.out))
+    """Say what came out, if anything; for a captioner of scenes, fix layer and heads to look at on training scenes."""
     best = args.out / "best.safetensors"
+    if not best.exists():  # the time limit came before the first epoch was over
+        return
+    plot_history(args.out, read_history(args.out))
     model = minivl.load(best)
     assert isinstance(model, (Captioner, CLIP))
     if isinstance(model, Captioner) and not args.images:

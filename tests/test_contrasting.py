@@ -85,7 +85,8 @@ def batches(task: ContrastTask, epoch: int = 0, start: int = 0) -> list[Batch]:
 
 def equal(one: list[Batch], two: list[Batch]) -> bool:
     return len(one) == len(two) and all(
-        all(torch.equal(a, b) for a, b in zip(first, second)) for first, second in zip(one, two))
+        all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(first, second))
+        for first, second in zip(one, two))
 
 
 def shown(batch: Batch) -> list[int]:

@@ -95,6 +95,9 @@ def test_viz_without_arguments(user: Path) -> None:
     assert ["python", "viz.py", "caption"] in commands()
     run(["python", "viz.py", "caption"], user)
     assert len(list((user / "runs" / "viz").glob("scene-*.png"))) >= 2
+    assert ["python", "viz.py", "ranking"] in commands()
+    assert "CLIPScore" in run(["python", "viz.py", "ranking"], user)
+    assert (user / "runs" / "viz" / "ranking.png").stat().st_size > 10_000
 
 
 def test_training_and_drawing_commands(user: Path) -> None:
@@ -157,4 +160,7 @@ def test_make_demo(tmp_path: Path) -> None:
                           env={**os.environ, "PYTHONPATH": str(copy)})
     assert done.returncode == 0, done.stderr[-2000:]
     assert "attention beats every control by its interval" in done.stdout
-    assert len(list((copy / "runs/demo/pictures").glob("*.png"))) >= 2
+    pictures = {file.name for file in (copy / "runs/demo/pictures").glob("*.png")}
+    assert {"ranking.png", "top5.png"} < pictures and len(pictures) >= 4
+    scores = json.loads((copy / "runs/demo/scores.json").read_text())["scores"]
+    assert scores["cider-d"]["score"] > 1 and 0 < scores["clipscore"]["score"]

@@ -480,13 +480,12 @@ def test_mistakes_of_pairs_in_files(data: Path, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "one").exists() and not (tmp_path / "features").exists()
 
 
-@pytest.mark.parametrize("objective", ["caption", "contrastive"])
-def test_several_processes_are_refused(data: Path, tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch,
-                                       capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    changes = PAIR if objective == "contrastive" else {}
-    assert "WORLD_SIZE=2: train_p2.py trains in one process" in mistake(
-        options(data, tmp_path / "one", **changes), capsys)
+@pytest.mark.parametrize("changes, told", [({"accumulate": 2}, "--accumulate does not go with --objective contrastive"),
+                                           ({"sam": 0.1, "sam_local": True}, "--sam-local does not go with"),
+                                           ({"shard": True}, "--shard does not go with --objective contrastive")])
+def test_what_no_contrast_can_be_divided_by(data: Path, tmp_path: Path, changes: dict[str, Any], told: str,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    assert told in mistake(options(data, tmp_path / "one", **PAIR, **changes), capsys)
 
 
 # -- from a trained model ----------------------------------------------------------------------------------------
@@ -575,9 +574,12 @@ def test_only_the_last_block_moves(data: Path, starts: dict[str, Path], tmp_path
     for name, value in (("encoder", "x"), ("tokenizer", "x"), ("pieces", "bpe"), ("vocab_size", 30), ("min_count", 2),
                         ("width", 8), ("depth", 2), ("heads", 2), ("norm", "pre"), ("positions", "learned"),
                         ("tied", True), ("no_tied", True), ("fit", "crop"))] + [
-    ({"unfreeze": 1, "freeze_encoder": True}, "--unfreeze trains the encoder, --freeze-encoder keeps it"),
-    ({"encoder_lr": 1e-4, "freeze_encoder": True}, "--encoder-lr trains the encoder, --freeze-encoder keeps it"),
-    ({"layer_decay": 0.5, "freeze_encoder": True}, "--layer-decay trains the encoder, --freeze-encoder keeps it"),
+    ({"unfreeze": 1, "freeze_encoder": True}, "--unfreeze is for an encoder that is trained"),
+    ({"encoder_lr": 1e-4, "freeze_encoder": True}, "--encoder-lr is for an encoder that is trained"),
+    ({"layer_decay": 0.5, "freeze_encoder": True}, "--layer-decay is for an encoder that is trained"),
+    ({"checkpointing": True, "freeze_encoder": True}, "--checkpointing is for an encoder that is trained"),
+    ({"accumulate": 0}, "--accumulate 0: give 1"), ({"sam_adaptive": True}, "sam_adaptive"),
+    ({"shard": True}, "--shard: there is one process"), ({"time_limit": -1}, "time_limit=-1"),
     ({"unfreeze": 0}, "--unfreeze 0: give 1 or more"), ({"unfreeze": 4}, "unfreeze=4: the encoder has 3 blocks"),
     ({"encoder_lr": -1}, "encoder_lr=-1.0"), ({"layer_decay": 2}, "layer_decay=2"),
     ({"max_len": 9}, "--max-len 9: it has room for 8 tokens"), ({"init": "none.safetensors"}, "none.safetensors")])

@@ -159,7 +159,8 @@ class DecoderState:
 
     def __init__(self, memory: Memory, depth: int, capacity: int) -> None:
         self.memory = memory
-        self.self_caches = [KVCache(capacity) for _ in range(depth)]
+        room = 0 if memory.tokens.device.type == "cpu" else capacity  # see KVCache
+        self.self_caches = [KVCache(room) for _ in range(depth)]
         self.cross_caches = [KVCache() for _ in range(depth)]
 
     @property

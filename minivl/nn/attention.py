@@ -23,6 +23,8 @@ Heads = Tensor | str | None  # (h',) head indices, "mean", or None / "all" for e
 # Q * K up to which training in bfloat16 on a CPU multiplies matrices itself: torch's fused CPU kernel takes four
 # times as long for forward and backward there (bench/training.py); beyond it the weights would fill the memory.
 SMALL = 1 << 16
+# Q up to which the same is faster without gradients: decoding asks few queries at a time (bench/decoding.py).
+FEW = 8
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False,
@@ -68,10 +70,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causa
 
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, dropout: float) -> Tensor:
-    """Attention without its weights: the fused kernel, but where its gradient is slower than two products."""
+    """Attention without its weights: the fused kernel, but on a CPU where two products are faster."""
     n_queries, n_keys = q.shape[-2], k.shape[-2]
-    small = n_queries * n_keys <= SMALL
-    if not (q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and small):
+    if q.device.type != "cpu":
+        plain = False
+    elif q.requires_grad:
+        plain = q.dtype == torch.bfloat16 and n_queries * n_keys <= SMALL
+    else:
+        plain = n_queries <= FEW
+    if not plain:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
     if is_causal:
         mask = torch.ones(n_queries, n_keys, dtype=torch.bool).tril()
@@ -170,7 +177,9 @@ class KVCache:
     beams of an image read the same row.
 
     Args:
-        capacity: positions to make room for at the first append; grows by doubling beyond it.
+        capacity: positions to make room for at the first append. Beyond it, and with 0 from the start, there is
+            exactly the room that is needed: what a step copies then is less than what the products of a CPU lose
+            on keys with gaps between the heads (bench/decoding.py).
     """
 
     __slots__ = ("length", "_k", "_v", "_capacity")
@@ -197,25 +206,26 @@ class KVCache:
         """Add keys and values (B, h, n, d) behind those already there."""
         needed = self.length + k.shape[2]
         if self._k is None or self._v is None:
-            if needed >= self._capacity:  # nothing to reserve: keep the very tensors
-                self._k, self._v, self.length = k, v, needed
+            if needed >= self._capacity:  # nothing to reserve
+                self._k, self._v, self.length = k.contiguous(), v.contiguous(), needed
                 return
             self._k, self._v = (new.new_empty(*new.shape[:2], self._capacity, new.shape[3]) for new in (k, v))
-        elif needed > self._k.shape[2]:
-            room = (*k.shape[:2], max(needed, 2 * self.length) - self._k.shape[2], k.shape[3])
-            self._k, self._v = (torch.cat([old, old.new_empty(room)], 2) for old in (self._k, self._v))
-        self._k[:, :, self.length: needed] = k
-        self._v[:, :, self.length: needed] = v
+        if needed > self._k.shape[2]:
+            self._k, self._v = torch.cat([self.k, k], 2), torch.cat([self.v, v], 2)
+        else:
+            self._k[:, :, self.length: needed] = k
+            self._v[:, :, self.length: needed] = v
         self.length = needed
 
     def reorder(self, index: Tensor) -> None:
         """Row r continues what was row ``index[r]``; ``index`` (R,) may also repeat or drop rows."""
-        if self._k is not None and self._v is not None:
-            old_k, old_v, capacity = self.k, self.v, self._k.shape[2]
-            room = (index.shape[0], old_k.shape[1], capacity, old_k.shape[3])
-            self._k, self._v = old_k.new_empty(room), old_v.new_empty(room)
-            self._k[:, :, : self.length] = old_k.index_select(0, index)
-            self._v[:, :, : self.length] = old_v.index_select(0, index)
+        if self._k is None or self._v is None:
+            return
+        room = self._k.shape[2]
+        self._k, self._v = self.k.index_select(0, index), self.v.index_select(0, index)
+        if self.length < room:
+            spare = (*self._k.shape[:2], room - self.length, self._k.shape[3])
+            self._k, self._v = (torch.cat([kept, kept.new_empty(spare)], 2) for kept in (self._k, self._v))
 
 
 class MultiHeadAttention(nn.Module):

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
 
+from ..data.order import cuts
+from ..data.workers import fetched
 from ..errors import InputError
 from ..images import Preprocessing, preprocess
 from ..loading import save
@@ -22,10 +22,10 @@ from ..metrics.score import Score
 from ..models.captioner import Caption, Captioner
 from ..models.clip import CLIP
 from ..models.decoder import Memory
-from ..text.tokenizer import Tokenizer
+from ..models.vit import ViTConfig
+from .caption_batches import IGNORED, Batch, Fetch, Look, Plan, Plans, encode_captions, uniform
+from .distributed import ALONE, Processes
 from .features import Features, Images
-
-IGNORED = -100  # target of a padded position
 
 
 class Photos:
@@ -99,44 +99,52 @@ class Views:
         return torch.cat([self._views[photo // count][[photo % count]] for photo in photos])
 
 
-class Batch(NamedTuple):
-    """Pictures and r captions of each.
+class TeacherForced(nn.Module):
+    """Pictures and the captions they have to logits of every next word, in one pass: what losses are computed with.
 
-    Attributes:
-        images: (B, ...) what `remember` takes.
-        ids: (B*r, T) <BOS> and words; captions of a picture side by side.
-        targets: (B*r, T) words and <EOS>; padding is `IGNORED`.
+    Args:
+        model: the captioner; its parameters are those of this module.
+        remember: ``(model, images) -> Memory``.
+        unknown: id of a word that is hidden.
     """
 
-    images: Tensor
-    ids: Tensor
-    targets: Tensor
+    def __init__(self, model: Captioner, remember: Callable[[Captioner, Tensor], Memory], unknown: int) -> None:
+        super().__init__()
+        self.model, self._remember, self._unknown = model, remember, unknown
+
+    def forward(self, images: Tensor, ids: Tensor, seen: Tensor | None = None, hidden: Tensor | None = None,
+                said: Tensor | None = None) -> Tensor:
+        """Logits (B*r, T, V).
+
+        Args:
+            images: (B, ...) what `remember` takes.
+            ids: (B*r, T).
+            seen: (B, N) which tokens of the memory the decoder sees; None: all.
+            hidden: (B*r, T) which words are read as unknown; None: none.
+            said: (B*r, T) numbers from 0 to 1 where a word is replaced by what the model says there itself, drawn by
+                these numbers in a first pass without gradients; above 1: not replaced. None: no first pass.
+        """
+        memory = self._remember(self.model, images)
+        if seen is not None:
+            memory = memory._replace(mask=seen if memory.mask is None else seen & memory.mask)
+        if said is not None:
+            with torch.no_grad():
+                logits = self.model(None, ids, memory=memory)
+                ids = torch.where(said <= 1, shifted(drawn(logits, said.roll(-1, 1))), ids)
+        if hidden is not None:
+            ids = ids.masked_fill(hidden, self._unknown)
+        return self.model(None, ids, memory=memory)
 
 
-class _Fetch(Dataset["Batch | InputError"]):
-    """Batches by their plan; runs in worker processes, so that errors are handed over, not raised."""
-
-    def __init__(self, images: Images, sequences: Sequence[Sequence[Tensor]], pad_id: int) -> None:
-        self._images, self._sequences, self._pad_id = images, sequences, pad_id
-
-    def __getitem__(self, plan: tuple[list[int], list[tuple[int, int]]]) -> Batch | InputError:
-        try:
-            return self.batch(*plan)
-        except InputError as error:
-            return error  # raised in a worker, it would come out wrapped in a traceback
-
-    def batch(self, photos: list[int], chosen: list[tuple[int, int]]) -> Batch:
-        """These pictures with these (picture, caption)s."""
-        sequences = [self._sequences[photo][caption] for photo, caption in chosen]
-        ids = pad_sequence([row[:-1] for row in sequences], batch_first=True, padding_value=self._pad_id)
-        targets = pad_sequence([row[1:] for row in sequences], batch_first=True, padding_value=IGNORED)
-        return Batch(self._images[photos], ids, targets)
+def drawn(logits: Tensor, numbers: Tensor) -> Tensor:
+    """The word (...) at which the sum of probabilities of logits (..., V) passes a number (...) from 0 to 1."""
+    ends = logits.float().softmax(-1).cumsum(-1)  # (..., V)
+    return torch.searchsorted(ends, numbers[..., None].to(ends), right=True)[..., 0].clamp_max(logits.shape[-1] - 1)
 
 
-def encode_captions(captions: Sequence[str], tokenizer: Tokenizer, max_len: int) -> list[Tensor]:
-    """<BOS> words <EOS> as ids, at most max_len + 1 of them: a longer caption is cut and has no <EOS>."""
-    encoded = tokenizer.encode_batch(captions)
-    return [torch.tensor([tokenizer.bos_id, *ids, tokenizer.eos_id][: max_len + 1]) for ids in encoded]
+def shifted(ids: Tensor) -> Tensor:
+    """What was said at each position (n, T), where it is read: one later; the first column is of no use."""
+    return ids.roll(1, 1)
 
 
 class CaptionTask:
@@ -157,6 +165,13 @@ class CaptionTask:
         drop_tokens: probability with which a token of the memory is hidden from the decoder in training.
         drop_words: probability with which a word the decoder has read is made unknown in training, so that
             it looks at the picture more than at its own words (Bowman et al. 2016, section 3.1).
+        sampling: probability with which at the end of the training a word the decoder reads is one it has drawn itself
+            (scheduled sampling: Bengio et al. 2015); it rises in a line from 0. What is said is drawn in a first pass
+            over the true words (Mihaylova and Martins 2019), in which no gradient is taken.
+        read, bucket: see `Plans`.
+        epochs: of the training.
+        accumulate: micro-batches of a process's share.
+        processes: among which each batch is shared.
         beams: of the validation captions.
         max_len: longest caption, <EOS> counted.
         workers: processes that read pictures.
@@ -168,14 +183,13 @@ class CaptionTask:
                  val_images: Images, val_captions: Mapping[str, Sequence[str]], *,
                  remember: Callable[[Captioner, Tensor], Memory], batch_size: int = 64, refs: int = 1,
                  smoothing: float = 0.0, seed: int = 0, views: int = 1, drop_tokens: float = 0.0,
-                 drop_words: float = 0.0, beams: int = 3, max_len: int = 30, workers: int = 0,
-                 notes: Mapping[str, Any] | None = None,
+                 drop_words: float = 0.0, sampling: float = 0.0, read: str = "refs", bucket: bool = False,
+                 epochs: int = 1, accumulate: int = 1, beams: int = 3, max_len: int = 30, workers: int = 0,
+                 processes: Processes = ALONE, notes: Mapping[str, Any] | None = None,
                  progress: Callable[..., Iterable[Any]] | None = None) -> None:
-        tokenizer = model.tokenizer
+        tokenizer, encoder = model.tokenizer, model.config.encoder
         if tokenizer is None:
             raise InputError("a captioner is trained with a tokenizer; this one has none")
-        if refs < 1 or batch_size < refs:
-            raise InputError(f"batch_size={batch_size} must hold at least the {refs} captions of one picture")
         if len(images) != views * len(captions) or len(val_images) != len(val_captions):
             raise InputError("as many pictures as sets of captions are needed")
         if len(captions) < 1 or len(val_captions) < 2:
@@ -183,65 +197,72 @@ class CaptionTask:
                              "at least 1 and 2 are needed (CIDEr-D compares pictures)")
         check_references(val_captions)
         longest = model.config.decoder.max_len - 1  # a place for <BOS>
-        if beams < 1 or not 1 <= max_len <= longest:
-            raise InputError(f"beams={beams} must be at least 1, max_len={max_len} from 1 to this decoder's "
-                             f"{longest}")
-        self._images, self._val_images, self._val_captions = images, val_images, val_captions
-        self._sequences = [encode_captions(list(told), tokenizer, max_len) for told in captions]
-        self._val_sequences = [encode_captions(list(told), tokenizer, max_len)
-                               for told in val_captions.values()]
-        self._remember, self._refs, self._smoothing, self._seed = remember, refs, smoothing, seed
-        self._views, self._drop_tokens, self._drop_words = views, drop_tokens, drop_words
+        if beams < 1 or accumulate < 1 or not 1 <= max_len <= longest:
+            raise InputError(f"beams={beams} and accumulate={accumulate} must be at least 1, max_len={max_len} from 1 "
+                             f"to this decoder's {longest}")
+        if drop_tokens and not isinstance(encoder, ViTConfig):
+            raise InputError(f"drop_tokens={drop_tokens}: only a ViT has as many tokens for every picture; give 0")
+        sequences, val_sequences = ([encode_captions(list(told), tokenizer, max_len) for told in one]
+                                    for one in (captions, val_captions.values()))
+        self._plans = Plans([[len(row) - 1 for row in rows] for rows in sequences], batch_size=batch_size, refs=refs,
+                            seed=seed, views=views, read=read, bucket=bucket, epochs=epochs, processes=processes)
+        pad_id = model.config.decoder.pad_id
+        self._train = Fetch(images, sequences, pad_id, seed)
+        self._val, self._val_captions = Fetch(val_images, val_sequences, pad_id), val_captions
+        self._remember, self._smoothing, self._accumulate = remember, smoothing, accumulate
+        self._drop_tokens, self._drop_words, self._sampling = drop_tokens, drop_words, sampling
+        self._n_tokens = encoder.n_tokens if isinstance(encoder, ViTConfig) else 0
         self._unknown = tokenizer.pad_id if tokenizer.unk_id is None else tokenizer.unk_id
         self._beams, self._max_len, self._workers = beams, max_len, workers
         self._notes, self._progress = dict(notes or {}), progress
-        self._pad_id = model.config.decoder.pad_id
+        self._pin = model.decoder.embed.weight.device.type == "cuda"
         self._signature: str | None = None  # of the last score
-        self._together = max(1, batch_size // refs)  # pictures of a batch
-        self.steps = -(-len(captions) // self._together)
-        self.cut = sum(int(row[-1]) != tokenizer.eos_id for rows in self._sequences for row in rows)
+        self.steps = self._plans.steps
+        self.cut = sum(int(row[-1]) != tokenizer.eos_id for rows in sequences for row in rows)
 
     # -- training ----------------------------------------------------------------------------------------
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """Every picture once, in an order of (seed, epoch), each with `refs` of its captions."""
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self._sequences), generator=generator).tolist()
-        plans = []
-        for first in range(0, len(order), self._together):
-            chosen, photos = [], []
-            for photo in order[first:first + self._together]:
-                count = len(self._sequences[photo])
-                drawn = torch.randperm(count, generator=generator).tolist()
-                chosen += [(photo, drawn[place % count]) for place in range(self._refs)]
-                view = int(torch.randint(self._views, (), generator=generator))
-                photos.append(photo + view * len(self._sequences))
-            plans.append((photos, chosen))
-        fetch = _Fetch(self._images, self._sequences, self._pad_id)
-        loader: DataLoader[Batch | InputError] = DataLoader(
-            fetch, batch_size=None, sampler=plans[start:],
-            num_workers=self._workers, generator=generator)
-        for batch in loader:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
+        """This process's share of each batch of an epoch, in an order of (seed, epoch)."""
+        return fetched(self._train, list(self._plans.of(epoch, start)), workers=self._workers, pin=self._pin)
 
     def parts(self, batch: Batch) -> list[tuple[Batch, float]]:
-        """The batch as it is."""
-        return [(batch, 1.0)]
+        """Micro-batches, weighted by their tokens among those of the whole batch."""
+        if not batch.counted:
+            return [(batch, 0.0)]
+        parts = [batch.part(first, last) for first, last in cuts(len(batch.images), self._accumulate) if last > first]
+        counts = [int((part.targets != IGNORED).sum()) for part in parts]
+        return [(part, count / (batch.tokens or sum(counts))) for part, count in zip(parts, counts)]
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """What losses are computed with, for `minivl.train.loop.fit`."""
+        assert isinstance(model, Captioner)
+        return TeacherForced(model, self._remember, self._unknown)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross-entropy per token, with label smoothing."""
-        assert isinstance(model, Captioner)
-        memory = self._memory(model, batch)
+        """Mean cross-entropy per token, with label smoothing; `model` is what `wrap` made, or the captioner itself.
+
+        What is hidden or replaced is drawn from (seed, epoch, picture and caption): any division of a batch draws the
+        same.
+        """
+        device = next(model.parameters()).device
+        if isinstance(model, Captioner):
+            model = self.wrap(model)
+        pictures, captions = batch.seeds[:, 0], batch.seeds[:, 1:].flatten()  # (B,), (B*r,)
+        length = batch.ids.shape[1]
+        seen = hidden = said = None
         if self._drop_tokens:
-            drawn = torch.rand(memory.tokens.shape[:2], device=memory.tokens.device)  # (B, N)
-            memory = memory._replace(mask=drawn >= self._drop_tokens)
+            seen = (uniform(pictures, self._n_tokens) >= self._drop_tokens).to(device)
         if self._drop_words:
-            hidden = torch.rand(batch.ids.shape) < self._drop_words
+            hidden = uniform(captions, length) < self._drop_words
             hidden[:, 0] = False  # <BOS> is no word
-            batch = batch._replace(ids=batch.ids.masked_fill(hidden, self._unknown))
-        return _cross_entropy(model, memory, batch, self._smoothing)
+            hidden = hidden.to(device)
+        if self._sampling and batch.done:
+            kept = uniform(captions, length, stream=1) >= self._sampling * batch.done
+            kept[:, 0] = True
+            said = uniform(captions, length, stream=2).masked_fill(kept, 2.0).float().to(device)
+        logits = model(batch.images.to(device, non_blocking=True), batch.ids.to(device), seen, hidden, said)
+        return _cross_entropy(logits, batch.targets, self._smoothing)
 
     def _memory(self, model: Captioner, batch: Batch) -> Memory:
         return self._remember(model, batch.images.to(model.decoder.embed.weight.device, non_blocking=True))
@@ -251,18 +272,17 @@ class CaptionTask:
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """CIDEr-D of beam-search captions of the validation pictures, and their references' loss."""
         assert isinstance(model, Captioner)
-        found, loss, tokens = [], 0.0, 0
-        fetch = _Fetch(self._val_images, self._val_sequences, self._pad_id)
-        starts: Iterable[int] = range(0, len(self._val_images), 64)
+        found, loss, tokens, pictures = [], 0.0, 0, len(self._val_captions)
+        starts: Iterable[int] = range(0, pictures, 64)
         if self._progress is not None:
-            starts = self._progress(starts, total=-(-len(self._val_images) // 64), desc="validation")
+            starts = self._progress(starts, total=-(-pictures // 64), desc="validation")
         for start in starts:
-            photos = list(range(start, min(start + 64, len(self._val_images))))
             # one reference per picture is enough to follow the loss
-            batch = fetch.batch(photos, [(photo, 0) for photo in photos])
+            batch = self._val(Plan([Look(photo, (0,), 0) for photo in range(start, min(start + 64, pictures))]))
             count = int((batch.targets != IGNORED).sum())
             memory = self._memory(model, batch)
-            loss += _cross_entropy(model, memory, batch, 0.0).item() * count
+            logits = model(None, batch.ids.to(memory.tokens.device), memory=memory)
+            loss += _cross_entropy(logits, batch.targets, 0.0).item() * count
             tokens += count
             found += model.caption(memory, beams=self._beams, max_len=self._max_len)
         result = score(found, self._val_captions)
@@ -276,11 +296,10 @@ class CaptionTask:
         save(model, path)
 
 
-def _cross_entropy(model: Captioner, memory: Memory, batch: Batch, smoothing: float) -> Tensor:
-    """Mean over the tokens that are no padding."""
-    logits = model(None, batch.ids.to(memory.tokens.device), memory=memory)  # (B*r, T, V)
-    return F.cross_entropy(logits.flatten(0, 1), batch.targets.to(logits.device).flatten(),
-                           ignore_index=IGNORED, label_smoothing=smoothing)
+def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Mean over the tokens that are no padding; of (n, T, V) and (n, T)."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.to(logits.device).flatten(), ignore_index=IGNORED,
+                           label_smoothing=smoothing)
 
 
 def score(captions: Sequence[Caption], references: Mapping[str, Sequence[str]]) -> Score:

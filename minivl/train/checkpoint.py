@@ -63,7 +63,10 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
                         for key, value in state.items() if value is not None})  # SGD without momentum keeps a None
     if ema is not None:
         tensors.update({f"ema.{name}": tensor for name, tensor in ema.shadow.items()})
-    tensors = {name: whole(tensor) for name, tensor in tensors.items()}
+    for name, part in list(tensors.items()):
+        tensor = whole(part)  # every process takes part, and only the one that writes keeps it
+        if write and tensor is not part:
+            tensors[name] = tensor.cpu()
     if not write:
         return
     header = {**progress, "ema_updates": ema.updates if ema is not None else None,

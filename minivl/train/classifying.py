@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.augment import Augment, check_mixing, mix_batch, mixed
+from ..data.order import cuts
 from ..errors import InputError, some
 from ..images import Photo
 from ..loading import save
@@ -87,13 +88,6 @@ class _Fetch(Dataset["Batch | InputError"]):
             if isinstance(batch, InputError):
                 raise batch
             yield batch
-
-
-def cuts(length: int, shares: int, unit: int = 1) -> list[tuple[int, int]]:
-    """(start, stop) of so many shares of rows, alike in size to one unit; only the last may end within a unit."""
-    units = -(-length // unit)
-    ends = [min(length, units * share // shares * unit) for share in range(shares + 1)]
-    return list(zip(ends, ends[1:]))
 
 
 class ClassifyTask:

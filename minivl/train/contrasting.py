@@ -12,16 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
 
 from ..data.augment import mixed
+from ..data.order import cuts
+from ..data.workers import fetched
 from ..errors import InputError
 from ..loading import save
 from ..metrics.retrieval import recall_at_k
 from ..models.clip import CLIP
 from ..models.vit import ViT
 from ..text.tokenizer import Tokenizer
-from .classifying import Probe, cuts
+from .caption_batches import uniform
+from .classifying import Probe
+from .distributed import ALONE, Processes
 from .features import Images
 
 LARGEST_SCALE = math.log(100)  # of the cosines' factor, as in the paper (section 2.5): beyond it training is unstable
@@ -56,17 +59,22 @@ def contrast(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 class Batch(NamedTuple):
-    """Pictures and r captions of each.
+    """Pictures and r captions of each: what one process encodes of a batch of B.
 
     Attributes:
-        images: (B, 3, H, W), or features (B, k, D) of `pooled`.
-        ids: (B*r, T) begin, pieces, end, padding; captions of a picture side by side.
+        images: (b, 3, H, W), or features (b, k, D) of `pooled`.
+        ids: (b*r, T) begin, pieces, end, padding; captions of a picture side by side.
         positive: (B, B*r) whether a caption is the picture's own, or reads like one that is.
+        seeds: (b*r,) int64 from which is drawn what is hidden of a caption; empty: nothing can be.
+        shares: pictures that each process encodes, which sum to B; a process without any encodes one all the same.
+            Empty: one process encodes all.
     """
 
     images: Tensor
     ids: Tensor
     positive: Tensor
+    seeds: Tensor = torch.zeros(0, dtype=torch.int64)
+    shares: tuple[int, ...] = ()
 
 
 class Texts:
@@ -109,32 +117,57 @@ class Texts:
 
 
 class _Plan(NamedTuple):
-    """What is to be fetched as one batch: pictures, the row of each (of a mirrored version, say), and captions."""
+    """What is to be fetched as one batch: its pictures and captions, and of each picture to encode its place and the
+    row of the images (of a mirrored version, say)."""
 
+    epoch: int
     photos: list[int]
-    rows: list[int]
     chosen: list[tuple[int, int]]
+    own: list[tuple[int, int]]
+    shares: tuple[int, ...]
 
 
-class _Fetch(Dataset["Batch | InputError"]):
-    """Batches by their plan; runs in worker processes, so that errors are handed over, not raised."""
+class _Fetch:
+    """Batches by their plan."""
 
-    def __init__(self, images: Images, texts: Texts) -> None:
-        self._images, self._texts = images, texts
+    def __init__(self, images: Images, texts: Texts, seed: int) -> None:
+        self._images, self._texts, self._seed = images, texts, seed
 
-    def __getitem__(self, plan: _Plan) -> Batch | InputError:
-        try:
-            return Batch(self._images[plan.rows], self._texts.ids(plan.chosen),
-                         self._texts.positive(plan.photos, plan.chosen))
-        except InputError as error:
-            return error  # raised in a worker, it would come out wrapped in a traceback
+    def __call__(self, plan: _Plan) -> Batch:
+        refs = len(plan.chosen) // len(plan.photos)
+        rows = [(place, plan.chosen[place]) for picture, _ in plan.own
+                for place in range(picture * refs, (picture + 1) * refs)]
+        seeds = [mixed(self._seed, "hidden", plan.epoch, *pair, place % refs) for place, pair in rows]
+        return Batch(self._images[[row for _, row in plan.own]], self._texts.ids([pair for _, pair in rows]),
+                     self._texts.positive(plan.photos, plan.chosen), torch.tensor(seeds), plan.shares)
+
+
+class Towers(nn.Module):
+    """Pictures and texts to their features, in one pass: what losses are computed with.
+
+    Args:
+        model: the pair; its parameters are those of this module.
+    """
+
+    def __init__(self, model: CLIP) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised features (b, D) of pictures and (b', D) of texts in float32, and the factor on their cosines."""
+        pictures, texts = image_features(self.model, images), self.model.encode_text(ids)
+        with torch.autocast(ids.device.type, enabled=False):  # steps of bfloat16 are coarse beside a factor of 100
+            return (F.normalize(pictures.float(), dim=-1), F.normalize(texts.float(), dim=-1),
+                    self.model.logit_scale.exp())
 
 
 class ContrastTask:
-    """`minivl.train.loop.Task` for image-text pairs, in one process.
+    """`minivl.train.loop.Task` for image-text pairs.
 
-    A batch is no sum of smaller ones, because every picture in it is compared with every caption: it is computed
-    whole. Best is the epoch with the highest mean of the six recalls.
+    A batch is no sum of smaller ones, because every picture in it is compared with every caption: processes encode
+    A batch is no sum of smaller ones, because every picture in it is compared with every caption: processes encode
+    each its share, and all compute the loss of the whole batch from the features of all. Best is the epoch with the
+    highest mean of the six recalls.
 
     Args:
         model: the pair that will be trained (its tokenizer and config are read).
@@ -149,6 +182,7 @@ class ContrastTask:
         views: versions of each picture in `images`.
         drop_words: probability with which a word is made unknown in training.
         workers: processes that read pictures.
+        processes: among which each batch is shared.
         notes: added to those saved with the weights.
         progress: tqdm-like, for validation.
 
@@ -160,7 +194,7 @@ class ContrastTask:
     def __init__(self, model: CLIP, images: Images, captions: Sequence[Sequence[str]], val_images: Images,
                  val_captions: Sequence[Sequence[str]], *, batch_size: int = 64, refs: int = 1, max_len: int = 30,
                  seed: int = 0, views: int = 1, drop_words: float = 0.0, workers: int = 0,
-                 notes: Mapping[str, Any] | None = None, progress: Progress | None = None) -> None:
+                 processes: Processes = ALONE, notes: Mapping[str, Any] | None = None, progress: Progress | None = None) -> None:
         tokenizer = model.tokenizer
         if tokenizer is None:
             raise InputError("a pair is trained with a tokenizer; this one has none")
@@ -176,9 +210,11 @@ class ContrastTask:
         self._unknown = unknown_id(tokenizer) if drop_words else 0
         self._kept = torch.tensor([tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id])
         self._texts, self._val_texts = (Texts(told, tokenizer, max_len) for told in (captions, val_captions))
-        self._train, self._val_images = _Fetch(images, self._texts), val_images
+        self._train, self._val_images = _Fetch(images, self._texts, seed), val_images
+        self._processes = processes
         self._refs, self._views, self._seed, self._drop_words = refs, views, seed, drop_words
         self._workers, self._notes, self._progress = workers, dict(notes or {}), progress
+        self._pin = model.logit_scale.device.type == "cuda"
         self._signature: str | None = None  # of the last scores
         self._together = batch_size // refs  # pictures of a batch
         self.steps = -(-len(captions) // self._together)
@@ -187,7 +223,8 @@ class ContrastTask:
     # -- training --------------------------------------------------------------------------------------------
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """Every picture once, in an order of (seed, epoch), each with `refs` of its captions."""
+        """Every picture once, in an order of (seed, epoch), each with `refs` of its captions; of each batch this
+        process's share."""
         generator = torch.Generator().manual_seed(mixed(self._seed, "contrast", epoch))
         order = torch.randperm(len(self._texts), generator=generator).tolist()
         plans = []
@@ -200,31 +237,36 @@ class ContrastTask:
                 count = len(self._texts.sequences[photo])
                 drawn = torch.randperm(count, generator=generator).tolist()
                 chosen += [(photo, drawn[place % count]) for place in range(self._refs)]
-            plans.append(_Plan(photos, rows, chosen))
-        loader: DataLoader[Batch | InputError] = DataLoader(
-            self._train, batch_size=None, sampler=plans[start:], num_workers=self._workers, generator=generator)
-        for batch in loader:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
+            parts = cuts(len(photos), self._processes.count)
+            begin, end = parts[self._processes.rank]
+            own = list(enumerate(rows))[begin:max(end, begin + 1)] or [(0, rows[0])]
+            plans.append(_Plan(epoch, photos, chosen, own, tuple(stop - start for start, stop in parts)))
+        return fetched(self._train, plans[start:], workers=self._workers, pin=self._pin)
 
     def parts(self, batch: Batch) -> list[tuple[Batch, float]]:
-        """The batch as it is: parts of it would be other contrasts."""
-        return [(batch, 1.0)]
+        """The share as it is: parts of a batch would be other contrasts. Each process computes the whole loss."""
+        return [(batch, 1 / self._processes.count)]
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """What losses are computed with, for `minivl.train.loop.fit`."""
+        assert isinstance(model, CLIP)
+        return Towers(model)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """`contrast` of the batch; the factor on the cosines is held to 100 at most."""
-        assert isinstance(model, CLIP)
-        limit_scale(model)
-        ids = batch.ids
+        """`contrast` of the whole batch; the factor on the cosines is held to 100 at most. `model` is what `wrap` made,
+        or the pair itself."""
+        pair = next(module for module in model.modules() if isinstance(module, CLIP))
+        limit_scale(pair)
+        device, ids = pair.logit_scale.device, batch.ids
         if self._drop_words:
             words = ~torch.isin(ids, self._kept)
-            ids = ids.masked_fill(words & (torch.rand(ids.shape) < self._drop_words), self._unknown)
-        images = image_features(model, batch.images)
-        texts = model.encode_text(ids.to(images.device))
-        with torch.autocast(images.device.type, enabled=False):  # steps of bfloat16 are coarse beside a factor of 100
-            cosines = F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T  # (B, B*r)
-            return contrast(model.logit_scale.exp() * cosines, batch.positive.to(images.device))
+            ids = ids.masked_fill(words & (uniform(batch.seeds, ids.shape[1]) < self._drop_words), self._unknown)
+        towers = self.wrap(model) if isinstance(model, CLIP) else model
+        pictures, texts, scale = towers(batch.images.to(device, non_blocking=True), ids.to(device))
+        pictures = self._processes.gather(pictures, batch.shares)  # (B, D)
+        texts = self._processes.gather(texts, [count * self._refs for count in batch.shares])  # (B*r, D)
+        with torch.autocast(device.type, enabled=False):
+            return contrast(scale * (pictures @ texts.T), batch.positive.to(device))
 
     # -- validation ------------------------------------------------------------------------------------------
 

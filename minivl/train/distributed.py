@@ -8,8 +8,8 @@ import datetime
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -48,22 +48,33 @@ class Processes:
         """Whether this is the process that writes."""
         return self.rank == 0
 
-    def share(self, model: nn.Module, wrap: Callable[[nn.Module], nn.Module] | None = None) -> nn.Module:
+    def share(self, model: nn.Module, wrap: Callable[[nn.Module], nn.Module] | None = None,
+              compiled: bool = False) -> nn.Module:
         """The model as losses are computed with it: gradients are averaged over the processes. With `shard` its own
         parameters become parts, so that optimisers are to be made afterwards.
 
         Args:
             model: on its device.
-            wrap: see `minivl.train.loop.fit`.
+            wrap, compiled: see `minivl.train.loop.fit`.
+
+        Raises:
+            InputError: a weight that is one number, with `shard`: nobody could keep a part of it.
         """
         device = next(model.parameters()).device
-        if self.count > 1 and self.shard:
-            self._blank = copy.deepcopy(model)
-            mesh = init_device_mesh(device.type, (self.count,))
-            for block in getattr(model, "blocks", ()):
-                fully_shard(block, mesh=mesh)
-            self._sharded = fully_shard(model, mesh=mesh)
+        blank = copy.deepcopy(model) if self.count > 1 and self.shard else None
         wrapped = model if wrap is None else wrap(model)
+        if blank is not None:
+            if numbers := [name for name, parameter in model.named_parameters() if not parameter.ndim]:
+                raise InputError(f"{numbers[0]} is one number, of which processes cannot keep parts: leave out shard")
+            mesh = init_device_mesh(device.type, (self.count,))
+            for name, module in list(model.named_modules()):
+                if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "blocks":
+                    for block in module:
+                        fully_shard(block, mesh=mesh)
+            # outermost, so that weights beside the blocks are whole wherever the loss asks for them
+            self._blank, self._sharded = blank, fully_shard(wrapped, mesh=mesh)
+        if compiled:
+            wrapped = cast(nn.Module, torch.compile(wrapped))
         if self.count == 1 or self.shard:
             return wrapped
         return DistributedDataParallel(wrapped, device_ids=[device] if device.type == "cuda" else None, **KEEP_BUFFERS)
@@ -83,6 +94,25 @@ class Processes:
         state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
         self._blank.load_state_dict(state)
         return self._blank
+
+    def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """The rows of all processes, one after the other, with gradients to those of each.
+
+        Args:
+            rows: (n, D) of this process; those beyond its count are left out.
+            counts: how many rows each process gives.
+
+        Returns:
+            (sum of counts, D). A loss computed from it in every process, the same in each, gives rows as many times
+            their gradient as there are processes, which averaging over them makes right.
+        """
+        if self.count == 1:
+            return rows
+        most = max(counts)
+        own = rows[:counts[self.rank]]
+        padded = torch.cat([own, rows.new_zeros(most - len(own), *rows.shape[1:])])
+        every = _Gathered.apply(padded, self.rank, self.count)  # (count, most, D)
+        return torch.cat([part[:count] for part, count in zip(every, counts)])
 
     def sum(self, value: float) -> float:
         """The sum of a number over all processes."""
@@ -112,6 +142,23 @@ class Processes:
         if self.any(mistake is not None):
             raise mistake or InputError(f"process {self.rank} ends with the first one, which says why")
         return others() if value is None else value
+
+
+class _Gathered(torch.autograd.Function):
+    """A tensor (n, D) of each process, stacked; backward sums the gradients that all processes have for each."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, rank: int, count: int) -> Tensor:
+        ctx.rank = rank
+        every = [torch.empty_like(own) for _ in range(count)]
+        dist.all_gather(every, own.contiguous())
+        return torch.stack(every)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)
+        return total[ctx.rank], None, None
 
 
 ALONE = Processes()

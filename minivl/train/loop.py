@@ -70,7 +70,7 @@ def train_mode(model: nn.Module) -> None:
 
 def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str],
         settings: Mapping[str, Any], resume: bool = False, processes: Processes = ALONE,
-        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        wrap: Callable[[nn.Module], nn.Module] | None = None, compiled: bool = False,
         files: Mapping[str, str] | None = None,
         progress: Callable[..., Iterable[Any]] | None = None) -> Iterator[dict[str, Any]]:
     """Train; yields one row per epoch: ``{"epoch", "step", "train_loss", score names..., "seconds"}``.
@@ -88,7 +88,8 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
         resume: continue from the folder's checkpoint.
         processes: among which each batch is shared (every process calls `fit`; only the first writes, scores and
             yields scores).
-        wrap: makes of the model what losses are computed with, e.g. `torch.compile`; the same parameters.
+        wrap: makes of the model what losses are computed with, such as `CaptionTask.wrap`; the same parameters.
+        compiled: compute losses with `torch.compile`.
         files: texts to be written into the folder before the first step, by their names.
         progress: tqdm-like: called with (iterable, total=, initial=, desc=).
 
@@ -99,7 +100,7 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
         KeyboardInterrupt: Ctrl-C or SIGTERM, after saving a checkpoint of the last whole step (where it came
             while the weights were being changed, the checkpoint before stays).
     """
-    training = _Training(model, task, plan, Run(Path(out)), settings, processes, wrap, resume)
+    training = _Training(model, task, plan, Run(Path(out)), settings, processes, wrap, compiled, resume)
     if processes.first:
         for name, text in (files or {}).items():
             write_text(Path(out) / name, text)
@@ -114,13 +115,14 @@ class _Training:
     """A run under way: model, optimiser, average and where it stands. Arguments as in `fit`."""
 
     def __init__(self, model: nn.Module, task: Task, plan: Plan, run: Run, settings: Mapping[str, Any],
-                 processes: Processes, wrap: Callable[[nn.Module], nn.Module] | None, resume: bool) -> None:
+                 processes: Processes, wrap: Callable[[nn.Module], nn.Module] | None, compiled: bool,
+                 resume: bool) -> None:
         self.model, self.task, self.plan, self.run, self.processes = model, task, plan, run, processes
         self.told = {**{key: value for key, value in vars(plan).items() if key not in FREE},
                      "steps_per_epoch": task.steps, **settings}
         self.total = plan.epochs * task.steps
         self.frozen = frozen_hash(model)
-        shared = processes.share(model, wrap)  # first: it may put parts in the place of weights
+        shared = processes.share(model, wrap, compiled)  # first: it may put parts in the place of weights
         groups = decay_groups(model, plan.weight_decay, plan.layer_decay, plan.encoder_scale)
         self.optimizer = make_optimizer(plan.optimizer, groups, momentum=plan.momentum)
         self.ema = Ema(model, plan.ema) if plan.ema else None
