@@ -1,4 +1,4 @@
-"""The shipped image-text pair: it finds the caption of a scene, and its class by name; not by names that are swapped."""
+"""The shipped image-text pair finds the caption of a scene, and its class by name; not by names that are swapped."""
 
 from __future__ import annotations
 
