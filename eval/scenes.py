@@ -6,6 +6,8 @@ most of it. No scene that a recipe trains or validates on is among them.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
@@ -14,7 +16,7 @@ from minivl import programs
 from minivl.data.labels import SCENE_CLASSES, TABLE, scene_class
 from minivl.data.scenes import Scene, scene
 from minivl.errors import InputError
-from minivl.files import atomic_folder, write_json
+from minivl.files import write_json
 
 START = 12_000_000  # behind the scenes of training, of validation and of eval.pointing
 
@@ -32,6 +34,30 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.scenes < 1:
         raise InputError(f"--scenes {args.scenes}: give 1 or more")
     return args
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path``, renamed to it when the block ends without an exception, else removed.
+
+    Args:
+        path: where the folder shall be; its parent is made.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        InputError: there is something at ``path``.
+        OSError: the parent cannot be written.
+    """
+    if path.exists():
+        raise InputError("is there already: name another folder", source=path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        folder = Path(temporary) / path.name  # with the permissions of an ordinary folder
+        folder.mkdir()
+        yield folder
+        folder.rename(path)
 
 
 def drawn(args: argparse.Namespace) -> Iterator[tuple[int, Scene]]:

@@ -65,31 +65,6 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder beside ``path``, renamed to it when the block ends without an exception, else removed.
-
-    Args:
-        path: where the folder shall be; its parent is made.
-
-    Yields:
-        The folder to write into.
-
-    Raises:
-        InputError: there is something at ``path``.
-        OSError: the parent cannot be written.
-    """
-    target = Path(path)
-    if target.exists():
-        raise InputError("is there already: name another folder", source=target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
-        folder = Path(temporary) / target.name  # with the permissions of an ordinary folder
-        folder.mkdir()
-        yield folder
-        folder.rename(target)
-
-
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with atomic_path(path) as temporary:

@@ -483,19 +483,3 @@ def test_what_has_not_its_form_is_damage() -> None:
         assert "\n" not in str(raised.value)
     with pytest.raises(InputError, match="^other$"), files.undamaged("run/file"):
         raise InputError("other")
-
-
-def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    with files.atomic_folder(tmp_path / "new" / "one") as folder:
-        (folder / "deep").mkdir()
-        (folder / "deep" / "file.txt").write_text("text")
-        assert not (tmp_path / "new" / "one").exists()
-    assert (tmp_path / "new" / "one" / "deep" / "file.txt").read_text() == "text"
-    (tmp_path / "plain").mkdir()
-    assert (tmp_path / "new" / "one").stat().st_mode == (tmp_path / "plain").stat().st_mode
-    with pytest.raises(KeyboardInterrupt), files.atomic_folder(tmp_path / "new" / "two") as folder:
-        (folder / "file.txt").write_text("text")
-        raise KeyboardInterrupt
-    with pytest.raises(InputError, match="one: is there already"), files.atomic_folder(tmp_path / "new" / "one"):
-        raise AssertionError
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["one"]
