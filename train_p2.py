@@ -31,6 +31,7 @@ from minivl.models.vit import POOLS, ViT
 from minivl.plotting.history import plot_history
 from minivl.text.tokenizer import Tokenizer
 from minivl.train import arguments, captioning, contrasting, features
+from minivl.train.caption_batches import READ
 from minivl.train.distributed import Processes, processes
 from minivl.train.looks import choose_look
 from minivl.train.loop import Plan, fit
@@ -45,13 +46,16 @@ VAL_START = 10_000_000  # validation scenes are numbered from here, so that no t
 TOWER = "the text tower of a pair is CLIP's"
 OWN: dict[str, dict[str, Any]] = {
     "caption": {"norm": "pre", "positions": "learned", "tied": True, "refs": 5, "smoothing": 0.1, "drop_tokens": 0.2,
-                "beams": 3},
+                "beams": 3, "scheduled_sampling": 0.0, "bucket": False, "read": "refs"},
     "contrastive": {"embed_dim": 256, "pool": None, "refs": 1, "nouns": False},
 }
 WHY = {"norm": f"{TOWER}: pre-norm", "positions": f"{TOWER}: its positions are learned",
        "tied": f"{TOWER}: it has no head over words", "beams": "a pair writes no captions",
        "smoothing": "the factor on the cosines, which is learned, does what smoothing would",
        "drop_tokens": "a pair sees one feature of a picture, not its tokens",
+       "scheduled_sampling": "a pair writes no captions",
+       "bucket": "captions of any length are compared with each other",
+       "read": "a picture is compared with all captions of a batch, and once in an epoch",
        "embed_dim": "a captioner has no features that pictures and texts share",
        "pool": "a captioner looks at all tokens",
        "nouns": "a captioner would learn to say no more than these"}
@@ -112,7 +116,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments.add_optimiser(parser, of="captions", lr=1e-3, batch_size=160, ema=0.999)
     arguments.add_schedule(parser, of="pictures", epochs=10, warmup=200)
     train = parser.add_argument_group("training")
-    train.add_argument("--refs", type=int, help=own_help("refs", "captions of a picture in a batch"))
+    train.add_argument("--refs", type=int, help=own_help(
+        "refs", "captions of a picture in a batch, which share its memory"))
+    train.add_argument("--read", choices=READ, help=own_help(
+        "read", "captions of a picture read in an epoch: refs = as many as --refs, drawn; all = every one just once, "
+        "--refs at a time; one = one drawn, with --refs 1"))
+    train.add_argument("--bucket", action=argparse.BooleanOptionalAction, help=own_help(
+        "bucket", "pictures whose captions are of like length together, so that less is padding"))
+    train.add_argument("--scheduled-sampling", type=float, help=own_help(
+        "scheduled_sampling", "share of read words that are the model's own at the end of training, rising from 0"))
     train.add_argument("--smoothing", type=float, help=own_help("smoothing", "label smoothing"))
     train.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=None,
                        help="with --freeze-encoder: also features of the mirrored photos (on unless --no-mirror)")
@@ -159,6 +171,8 @@ def choose_new(args: argparse.Namespace) -> None:
 def choose_own(args: argparse.Namespace) -> None:
     """Fill in what the objective takes where nothing is said; refuse what only another one has."""
     own = OWN[args.objective]
+    if args.read == "one" and args.refs is None:
+        args.refs = 1
     for name in WHY:
         if name not in own and getattr(args, name) is not None:
             raise InputError(f"--{name.replace('_', '-')} does not go with --objective {args.objective}: {WHY[name]}")
@@ -192,6 +206,11 @@ def check(args: argparse.Namespace) -> None:
     if args.batch_size < args.refs * (2 if pair else 1):
         raise InputError(f"--batch-size {args.batch_size} must hold at least the --refs {args.refs} of "
                          + ("each of two pictures, to be told apart" if pair else "one picture"))
+    if args.read == "one" and args.refs != 1:
+        raise InputError(f"--read one: one caption of a picture is read in an epoch, and --refs {args.refs} are to be "
+                         "in a batch; give --refs 1")
+    if args.scheduled_sampling is not None and not 0 <= args.scheduled_sampling <= 1:
+        raise InputError(f"--scheduled-sampling {args.scheduled_sampling}: give a share from 0 to 1")
     for name in ("dropout", "smoothing", "drop_tokens", "drop_words"):
         if (value := getattr(args, name)) is not None and not 0 <= value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: give 0 or more, less than 1")
@@ -402,7 +421,8 @@ def caption_task(args: argparse.Namespace, model: Captioner, images: captioning.
         remember=captioning.from_features if args.freeze_encoder else Captioner.encode, batch_size=args.batch_size,
         refs=args.refs, smoothing=args.smoothing, seed=args.seed, views=2 if args.mirror else 1,
         drop_tokens=args.drop_tokens, drop_words=args.drop_words, epochs=args.epochs, accumulate=args.accumulate,
-        beams=args.beams, max_len=args.max_len, processes=group,
+        sampling=args.scheduled_sampling, read=args.read, bucket=args.bucket, beams=args.beams, max_len=args.max_len,
+        processes=group,
         workers=args.workers if isinstance(images, captioning.Photos) else 0,
         notes=told_notes(args), progress=programs.progress)
 

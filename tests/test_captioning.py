@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import tiny_run
 import torch
 from PIL import Image
+from random_models import randomise
 from torch import Tensor
 
 from minivl.errors import InputError
@@ -18,7 +20,10 @@ from minivl.loading import load
 from minivl.metrics.cider import cider
 from minivl.models.captioner import Captioner
 from minivl.models.decoder import Memory
-from minivl.train.captioning import IGNORED, Batch, CaptionTask, Photos, Pixels, Views, encode_captions, from_features
+from minivl.train.caption_batches import uniform
+from minivl.train.captioning import (IGNORED, Batch, CaptionTask, Photos, Pixels, Views, drawn, encode_captions,
+                                     from_features)
+from minivl.train.distributed import Processes
 from minivl.train.loop import autocast
 
 # Python 3.12 warns of forks beside threads; torch's are idle here
@@ -217,6 +222,133 @@ def test_captions_that_share_a_memory_equal_rows_of_their_own() -> None:
         torch.testing.assert_close(gradient, found[1][1][name], rtol=1e-4, atol=1e-7)
     swapped = batch._replace(images=batch.images.flip(0))
     assert task.loss(model, swapped).item() != pytest.approx(found[0][0].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("step", [0, 5])
+@pytest.mark.parametrize("options", [{"drop_words": 0.3, "sampling": 0.9}, {"read": "all", "bucket": True}])
+def test_processes_and_micro_batches_change_no_gradient(step: int, options: dict[str, Any]) -> None:
+    """The last of six batches is one picture, of which one of two processes has no share."""
+    model = tiny_run.captioner()
+    randomise(model)
+    given: dict[str, Any] = {"pictures": 11, "batch_size": 4, "seed": 3, "epochs": 2, **options}
+    wanted: list[Tensor] = []
+    for count in (1, 2, 3):
+        for accumulate in (1, 2, 5):
+            model.zero_grad()
+            total = weight = 0.0
+            for rank in range(count):
+                task = tiny_run.task(model, accumulate=accumulate, processes=Processes(rank, count), **given)
+                batch = batches(task, 1)[step]
+                for part, share in task.parts(batch):
+                    loss = task.loss(model, part) * share
+                    loss.backward()
+                    total, weight = total + loss.item(), weight + share
+            found = [torch.tensor(total), *(torch.zeros_like(one) if one.grad is None else one.grad.clone()
+                                            for one in model.parameters())]
+            wanted = wanted or found
+            assert weight == pytest.approx(1, abs=1e-12)
+            for mine, theirs in zip(found, wanted):
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("refs", [1, 2, 3])
+@pytest.mark.parametrize("bucket", [False, True])
+def test_every_caption_just_once(refs: int, bucket: bool) -> None:
+    captions = tiny_run.captions(13)
+    task = numbered(captions, refs=refs, batch_size=6, read="all", bucket=bucket)
+    tokenizer = tiny_run.captioner().tokenizer
+    assert tokenizer is not None
+    found, read = batches(task, 1), []
+    assert len(found) == task.steps == -(-sum(-(-len(told) // refs) for told in captions) // (6 // refs))
+    for batch in found:
+        assert len(batch.ids) == refs * len(batch.images) and batch.tokens == (batch.targets != IGNORED).sum()
+        for row, targets in enumerate(batch.targets):
+            words = targets[targets != IGNORED].tolist()
+            if words:
+                read.append((shown(batch)[row // refs], tokenizer.decode(words[:-1])))
+            else:
+                assert refs > 1 and batch.ids[row].tolist() == [tokenizer.bos_id] + [tokenizer.pad_id] * (
+                    batch.ids.shape[1] - 1)
+    assert sorted(read) == sorted((number, text) for number, told in enumerate(captions) for text in told)
+
+
+def test_one_caption_drawn_in_an_epoch() -> None:
+    captions = tiny_run.captions(13)
+    task = numbered(captions, refs=1, batch_size=4, read="one")
+    said = [{shown(batch)[row]: tuple(targets.tolist()) for batch in batches(task, epoch)
+             for row, targets in enumerate(batch.targets)} for epoch in range(40)]
+    assert all(len(one) == 13 for one in said)
+    for number, told in enumerate(captions):  # each has been read by then
+        assert len({tuple(word for word in one[number] if word != IGNORED) for one in said}) == len(set(told))
+
+
+def test_captions_of_like_length_come_together() -> None:
+    captions = [[" ".join(draw.choices(tiny_run.WORDS, k=draw.randint(1, 9))) for _ in range(2)]
+                for draw in [random.Random(4)] for _ in range(60)]
+    plain, bucketed = (numbered(captions, refs=2, batch_size=8, bucket=bucket) for bucket in (False, True))
+
+    def padding(task: CaptionTask) -> float:
+        found = [batch.targets == IGNORED for epoch in range(3) for batch in batches(task, epoch)]
+        return sum(int(one.sum()) for one in found) / sum(one.numel() for one in found)
+
+    assert padding(bucketed) < 0.7 * padding(plain)
+    for epoch in range(2):
+        assert sorted(number for batch in batches(bucketed, epoch) for number in shown(batch)) == list(range(60))
+        widths = [batch.ids.shape[1] for batch in batches(bucketed, epoch)]
+        assert widths != sorted(widths) and widths != sorted(widths, reverse=True)
+    assert equal(batches(bucketed, 1)[4:], batches(bucketed, 1, 4)) and bucketed.steps == plain.steps
+    assert not equal(batches(bucketed, 0), batches(bucketed, 1))
+
+
+def test_words_the_model_says_itself() -> None:
+    """None at the start; at the end the share asked for, each drawn where the words before it were the true ones."""
+    model = tiny_run.captioner()
+    randomise(model)
+    task = tiny_run.task(model, pictures=40, drop_tokens=0.0, batch_size=80, sampling=0.6, epochs=2)
+    assert [batch.done for epoch in range(2) for batch in batches(task, epoch)] == [0.0, 0.5]
+    batch = batches(task)[0]
+    seen: list[Tensor] = []
+    model.decoder.embed.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    task.loss(model, batch)
+    assert len(seen) == 1 and torch.equal(seen.pop(), batch.ids)
+    loss = task.loss(model, batch._replace(done=1.0))
+    first, second = seen
+    assert torch.equal(first, batch.ids) and torch.equal(first[:, 0], second[:, 0])
+    with torch.no_grad():
+        logits = model(batch.images, batch.ids)
+    numbers = uniform(batch.seeds[:, 1:].flatten(), first.shape[1], stream=2)
+    replaced = uniform(batch.seeds[:, 1:].flatten(), first.shape[1], stream=1) < 0.6
+    for row, column in zip(*torch.where(batch.targets[:, :-1] != IGNORED)):
+        ends = logits[row, column].softmax(-1).cumsum(-1)
+        said = int((ends <= numbers[row, column + 1]).sum())
+        assert second[row, column + 1] == (said if replaced[row, column + 1] else first[row, column + 1])
+    assert 0.5 < replaced[:, 1:].float().mean() < 0.7 and (first != second).float().mean() > 0.3
+    wanted = torch.nn.functional.cross_entropy(model(batch.images, second).flatten(0, 1), batch.targets.flatten(),
+                                               ignore_index=IGNORED, label_smoothing=0.1)
+    torch.testing.assert_close(loss, wanted)
+    seen.clear()
+    task.loss(model, batch._replace(done=0.5))
+    assert 0.3 < (seen[1] != first).sum() / (second != first).sum() < 0.7
+
+
+def test_drawing_by_numbers_is_drawing_by_probabilities() -> None:
+    logits = torch.randn(5, generator=torch.Generator().manual_seed(0))
+    numbers = uniform(torch.arange(100), 200)
+    found = drawn(logits.expand(100, 200, 5), numbers.float())
+    shares = torch.bincount(found.flatten(), minlength=5) / found.numel()
+    assert (shares - logits.softmax(-1)).abs().max() < 0.015  # four standard deviations
+    assert drawn(logits.expand(2, 5), torch.tensor([0.0, 1.0])).tolist() == [0, 4]
+
+
+def test_numbers_from_seeds() -> None:
+    one = uniform(torch.tensor([0, 1, 2 ** 62]), 4000)
+    assert one[0, 0].item() == (0xE220A8397B1DCDAF >> 11) / 2 ** 53  # the first number of the published generator
+    assert one[0, 1].item() == (0x6E789E6AA1B965F4 >> 11) / 2 ** 53
+    assert torch.equal(uniform(torch.tensor([1]), 9)[0], one[1, :9]) and 0 <= one.min() and one.max() < 1
+    assert ((one.mean(1) - 0.5).abs() < 0.02).all() and ((one.var(1) - 1 / 12).abs() < 0.005).all()
+    other = uniform(torch.tensor([0, 1, 2 ** 62]), 4000, stream=1)
+    rows = torch.cat([one, other])
+    assert (torch.corrcoef(rows) - torch.eye(6)).abs().max() < 0.07
 
 
 def test_loss_in_bf16_is_computed_in_float32() -> None:

@@ -480,12 +480,79 @@ def test_mistakes_of_pairs_in_files(data: Path, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "one").exists() and not (tmp_path / "features").exists()
 
 
-@pytest.mark.parametrize("changes, told", [({"accumulate": 2}, "--accumulate does not go with --objective contrastive"),
+@pytest.mark.parametrize("changes, told", [({"read": "all"}, "--read does not go with --objective contrastive"),
+                                           ({"bucket": True}, "--bucket does not go with --objective"),
+                                           ({"scheduled_sampling": 0.1}, "--scheduled-sampling does not go with"),
+                                           ({"accumulate": 2}, "--accumulate does not go with --objective contrastive"),
                                            ({"sam": 0.1, "sam_local": True}, "--sam-local does not go with"),
                                            ({"shard": True}, "--shard does not go with --objective contrastive")])
 def test_what_no_contrast_can_be_divided_by(data: Path, tmp_path: Path, changes: dict[str, Any], told: str,
                                             capsys: pytest.CaptureFixture[str]) -> None:
     assert told in mistake(options(data, tmp_path / "one", **PAIR, **changes), capsys)
+
+
+# -- as classifiers are trained ------------------------------------------------------------------------------------
+
+def step_losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_history(folder) if "loss" in row]
+
+
+LEARNS = {"freeze_encoder": None, "dropout": 0, "drop_words": 0.2, "drop_tokens": 0.2}
+
+
+def test_every_option_of_the_optimiser(data: Path, tmp_path: Path) -> None:
+    """SGD with SAM and steps of the rate, in one go and in micro-batches of blocks computed twice."""
+    told = {**LEARNS, "optimizer": "sgd", "momentum": 0.5, "sam": 0.05, "sam_adaptive": True, "schedule": "step",
+            "factor": 0.25, "period": 1, "lr": 0.01, "layer_decay": 0.5, "scheduled_sampling": 1.0, "read": "all",
+            "bucket": True}
+    train(data, tmp_path / "one", **told)
+    train(data, tmp_path / "two", accumulate=3, checkpointing=True, **told)
+    assert step_losses(tmp_path / "two") == pytest.approx(step_losses(tmp_path / "one"), abs=1e-6)
+    rows = [row for row in read_history(tmp_path / "one") if "lr" in row]
+    half = len(rows) // 2
+    assert [row["lr"] for row in rows] == pytest.approx([0.005] + [0.01] * (half - 1) + [0.0025] * half)
+    config = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert config["scheduled_sampling"] == 1.0 and config["read"] == "all" and config["optimizer"] == "sgd"
+
+
+@pytest.mark.parametrize("changes", [LEARNS, {**PAIR, "freeze_encoder": None, "dropout": 0}])
+def test_compiled_and_stopped_by_the_clock(data: Path, tmp_path: Path, changes: dict[str, Any],
+                                           monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    train(data, tmp_path / "one", **changes)
+    asked: list[Any] = []
+
+    def compiled(model: Any) -> Any:  # as torch.compile traces it, without code being generated
+        asked.append(model)
+        return real(model, backend="eager")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", compiled)
+    capsys.readouterr()
+    train(data, tmp_path / "two", compile=True, time_limit=1e-9, **changes)
+    assert len(step_losses(tmp_path / "two")) == 1 and "best" not in capsys.readouterr().out
+    while len(step_losses(tmp_path / "two")) < 3:
+        train(data, tmp_path / "two", compile=True, time_limit=1e-9, resume=True, **changes)
+    train(data, tmp_path / "two", resume=True, **changes)
+    assert step_losses(tmp_path / "two") == pytest.approx(step_losses(tmp_path / "one"), abs=1e-6)
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("changes", [{}, LEARNS])
+def test_half_precision(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    for precision in ("fp32", "fp16"):
+        train(data, tmp_path / precision, precision=precision, **changes)
+    found, wanted = (step_losses(tmp_path / precision) for precision in ("fp16", "fp32"))
+    assert found != wanted and found == pytest.approx(wanted, rel=0.02)
+
+
+def test_half_precision_of_a_pair(data: Path, tmp_path: Path) -> None:
+    """Steps whose gradients overflow are left out until the scale fits; then it learns."""
+    for precision in ("fp32", "fp16"):
+        train(data, tmp_path / precision, precision=precision, **{**PAIR, "epochs": 12, "drop_words": 0, "dropout": 0})
+    found, wanted = (step_losses(tmp_path / precision) for precision in ("fp16", "fp32"))
+    assert found != wanted and found[0] == pytest.approx(wanted[0], rel=1e-3)
+    assert found[-1] < found[0] - 0.3
 
 
 # -- from a trained model ----------------------------------------------------------------------------------------
@@ -699,6 +766,8 @@ def mistake(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ({"mirror": True, "images": None, "captions": None, "val_captions": None}, "--mirror"),
     ({**SCENES, "scenes": 0}, "--scenes 0"), ({**SCENES, "val_scenes": 1}, "--val-scenes 1"),
     ({"resume": True}, "nothing to resume"), ({"out": None}, "--out"), ({"device": "tpu"}, "--device"),
+    ({"read": "one"}, "--read one: one caption of a picture is read in an epoch, and --refs 2"),
+    ({"read": "some"}, "--read"), ({"scheduled_sampling": 1.1}, "--scheduled-sampling 1.1: give a share from 0 to 1"),
     ({"precision": "fp8"}, "--precision")])
 def test_mistakes_of_the_command_line(data: Path, tmp_path: Path, changes: dict[str, Any], told: str,
                                       capsys: pytest.CaptureFixture[str]) -> None:

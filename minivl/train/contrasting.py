@@ -165,7 +165,6 @@ class ContrastTask:
     """`minivl.train.loop.Task` for image-text pairs.
 
     A batch is no sum of smaller ones, because every picture in it is compared with every caption: processes encode
-    A batch is no sum of smaller ones, because every picture in it is compared with every caption: processes encode
     each its share, and all compute the loss of the whole batch from the features of all. Best is the epoch with the
     highest mean of the six recalls.
 
@@ -194,7 +193,8 @@ class ContrastTask:
     def __init__(self, model: CLIP, images: Images, captions: Sequence[Sequence[str]], val_images: Images,
                  val_captions: Sequence[Sequence[str]], *, batch_size: int = 64, refs: int = 1, max_len: int = 30,
                  seed: int = 0, views: int = 1, drop_words: float = 0.0, workers: int = 0,
-                 processes: Processes = ALONE, notes: Mapping[str, Any] | None = None, progress: Progress | None = None) -> None:
+                 processes: Processes = ALONE, notes: Mapping[str, Any] | None = None,
+                 progress: Progress | None = None) -> None:
         tokenizer = model.tokenizer
         if tokenizer is None:
             raise InputError("a pair is trained with a tokenizer; this one has none")
