@@ -1,5 +1,6 @@
-"""Train on photographs with their captions, or (without --images) on the built-in scenes: a captioner, or with
---objective contrastive an image-text pair, which tells what fits together.
+"""Train on photographs with their captions, or (without --images) on the built-in scenes: a captioner, by
+cross-entropy or (--objective scst) by what a metric says of its own captions; or with --objective contrastive an
+image-text pair, which tells what fits together.
 
 Several GPUs or machines share every batch: torchrun --nproc-per-node 4 train_p2.py ... (with --shard the weights too).
 """
@@ -32,39 +33,19 @@ from minivl.plotting.history import plot_history
 from minivl.text.tokenizer import Tokenizer
 from minivl.train import arguments, captioning, contrasting, features
 from minivl.train.caption_batches import READ
+from minivl.train.clip_features import image_features, load_clip
 from minivl.train.distributed import Processes, processes
 from minivl.train.looks import choose_look
 from minivl.train.loop import Plan, fit
+from minivl.train.objectives import NEW, OWN, check_rewards, choose_new, choose_own, new_help, own_help
 from minivl.train.optim import freeze_encoder
+from minivl.train.rewards import Rewards
 from minivl.train.run import Run, read_history
+from minivl.train.selfcritical import BASELINES, SelfCriticalTask
 
 HERE = Path(__file__).resolve().parent
 LOOK_SCENES = 300  # training scenes on which layer and heads to look at are fixed
 VAL_START = 10_000_000  # validation scenes are numbered from here, so that no training scene is among them
-
-# What an objective takes, where the command line does not say; options of the other one alone are refused.
-TOWER = "the text tower of a pair is CLIP's"
-OWN: dict[str, dict[str, Any]] = {
-    "caption": {"norm": "pre", "positions": "learned", "tied": True, "refs": 5, "smoothing": 0.1, "drop_tokens": 0.2,
-                "beams": 3, "scheduled_sampling": 0.0, "bucket": False, "read": "refs"},
-    "contrastive": {"embed_dim": 256, "pool": None, "refs": 1, "nouns": False},
-}
-WHY = {"norm": f"{TOWER}: pre-norm", "positions": f"{TOWER}: its positions are learned",
-       "tied": f"{TOWER}: it has no head over words", "beams": "a pair writes no captions",
-       "smoothing": "the factor on the cosines, which is learned, does what smoothing would",
-       "drop_tokens": "a pair sees one feature of a picture, not its tokens",
-       "scheduled_sampling": "a pair writes no captions",
-       "bucket": "captions of any length are compared with each other",
-       "read": "a picture is compared with all captions of a batch, and once in an epoch",
-       "embed_dim": "a captioner has no features that pictures and texts share",
-       "pool": "a captioner looks at all tokens",
-       "nouns": "a captioner would learn to say no more than these"}
-
-# What a new model is, where the command line does not say; of --init it is the file's own.
-NEW: dict[str, Any] = {"encoder": "scenes_patch8_96", "fit": "squash", "width": 256, "depth": 4, "heads": 8,
-                       "dropout": 0.3, "pieces": "word", "min_count": 5, "max_len": 30}
-FIXED = ("encoder", "fit", "width", "depth", "heads", "norm", "positions", "tied", "embed_dim", "pool", "tokenizer",
-         "pieces", "vocab_size", "min_count")  # by the file of --init
 
 
 # -- 1. parse ------------------------------------------------------------------------------------------------
@@ -72,7 +53,8 @@ FIXED = ("encoder", "fit", "width", "depth", "heads", "norm", "positions", "tied
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = programs.Parser(__doc__)
     parser.add_argument("--objective", choices=tuple(OWN), default="caption",
-                        help="contrastive: an image-text pair, as CLIP is trained")
+                        help="caption: cross-entropy; scst: a captioner's own samples, judged by a metric; "
+                        "contrastive: an image-text pair, as CLIP is trained")
     data = parser.add_argument_group("data")
     data.add_argument("--images", type=Path, help="folder of photos; without it: the built-in scenes")
     data.add_argument("--captions", type=Path, help="COCO-JSON, Karpathy JSON or Flickr token file")
@@ -113,7 +95,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     words.add_argument("--min-count", type=int, help=new_help("min_count", "rarer words are unknown"))
     words.add_argument("--max-len", type=int, help=new_help("max_len", "longest caption, end token counted")
                        + "; with --init: at most what the file has room for")
-    arguments.add_optimiser(parser, of="captions", lr=1e-3, batch_size=160, ema=0.999)
+    arguments.add_optimiser(parser, of="captions (scst: pictures)", lr=None, batch_size=None, ema=0.999,
+                            told=own_help)
     arguments.add_schedule(parser, of="pictures", epochs=10, warmup=200)
     train = parser.add_argument_group("training")
     train.add_argument("--refs", type=int, help=own_help(
@@ -130,8 +113,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                        help="with --freeze-encoder: also features of the mirrored photos (on unless --no-mirror)")
     train.add_argument("--drop-tokens", type=float,
                        help=own_help("drop_tokens", "share of visual tokens hidden in training"))
-    train.add_argument("--drop-words", type=float, default=0.1, help="share of read words made unknown in training")
+    train.add_argument("--drop-words", type=float,
+                       help=own_help("drop_words", "share of read words made unknown in training"))
     train.add_argument("--beams", type=int, help=own_help("beams", "of validation captions"))
+    scst = parser.add_argument_group("self-critical training")
+    scst.add_argument("--samples", type=int, help=own_help("samples", "captions drawn of each picture"))
+    scst.add_argument("--baseline", choices=BASELINES, help=own_help(
+        "baseline", "what a sample is compared with: the picture's other samples, or its greedy caption"))
+    scst.add_argument("--temperature", type=float, help=own_help("temperature", "of the samples"))
+    scst.add_argument("--reward-cider", type=float, help=own_help(
+        "reward_cider", "weight of CIDEr-D, by the document frequencies of the training captions"))
+    scst.add_argument("--reward-clip", type=float, help=own_help("reward_clip", "weight of CLIPScore"))
+    scst.add_argument("--reward-weights", help="the CLIP whose CLIPScore is rewarded")
+    scst.add_argument("--scst-dropout", action=argparse.BooleanOptionalAction,
+                      help=own_help("scst_dropout", "keep dropout in the pass with gradients"))
     run = arguments.add_run(parser)
     run.add_argument("--features", type=Path, default=weight_folders()[-1].parent / "features",
                      help="cache of frozen features")
@@ -143,42 +138,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     choose_own(args)
     check(args)
     return args
-
-
-def own_help(name: str, what: str) -> str:
-    """Help of an option that not every objective has, or not with the same default."""
-    values = [f"{objective}: {own[name]}" for objective, own in OWN.items() if name in own]
-    return f"{what} (default of {', '.join(values)})"
-
-
-def new_help(name: str, what: str) -> str:
-    """Help of an option of new models, whose default does not count with --init."""
-    return f"{what} (default: {NEW[name]})"
-
-
-def choose_new(args: argparse.Namespace) -> None:
-    """Fill in what a new model is where nothing is said; with --init refuse what its file says."""
-    if args.init is None:
-        for name, value in NEW.items():
-            if getattr(args, name) is None:
-                setattr(args, name, value)
-        return
-    told = [name for name in FIXED if getattr(args, name) is not None]
-    if told:
-        raise InputError(f"--{told[0].replace('_', '-')} does not go with --init, whose file says it: leave one out")
-
-
-def choose_own(args: argparse.Namespace) -> None:
-    """Fill in what the objective takes where nothing is said; refuse what only another one has."""
-    own = OWN[args.objective]
-    if args.read == "one" and args.refs is None:
-        args.refs = 1
-    for name in WHY:
-        if name not in own and getattr(args, name) is not None:
-            raise InputError(f"--{name.replace('_', '-')} does not go with --objective {args.objective}: {WHY[name]}")
-    for name, value in own.items():
-        if getattr(args, name) is None and not (args.init and name in FIXED):
-            setattr(args, name, value)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -200,10 +159,12 @@ def check(args: argparse.Namespace) -> None:
     pair = args.objective == "contrastive"
     if pair:
         check_pair(args)
+    if args.objective == "scst":
+        check_rewards(args)
     arguments.check_least(args, (("scenes", 2 if pair else 1), ("val_scenes", 2), ("refs", 1), ("beams", 1),
                                  ("max_len", 2 if pair else 1), ("min_count", 1), ("embed_dim", 1), ("unfreeze", 1),
-                                 ("accumulate", 1)))
-    if args.batch_size < args.refs * (2 if pair else 1):
+                                 ("accumulate", 1), ("samples", 1), ("batch_size", 1)))
+    if args.refs is not None and args.batch_size < args.refs * (2 if pair else 1):
         raise InputError(f"--batch-size {args.batch_size} must hold at least the --refs {args.refs} of "
                          + ("each of two pictures, to be told apart" if pair else "one picture"))
     if args.read == "one" and args.refs != 1:
@@ -234,7 +195,7 @@ def check_pair(args: argparse.Namespace) -> None:
 def load_start(args: argparse.Namespace) -> Captioner | CLIP:
     """The model of --init, with the dropout of the command line; --max-len is settled by its room."""
     loaded = minivl.load(args.init).float()
-    kind: type[Captioner] | type[CLIP] = Captioner if args.objective == "caption" else CLIP
+    kind: type[Captioner] | type[CLIP] = CLIP if args.objective == "contrastive" else Captioner
     if not isinstance(loaded, kind):
         raise InputError(f"is no {'captioner' if kind is Captioner else 'image-text pair'}, which --init with "
                          f"--objective {args.objective} starts from; an encoder alone is for --encoder",
@@ -341,7 +302,7 @@ def build_pair(args: argparse.Namespace, encoder: ViT, tokenizer: Tokenizer) -> 
 def build_model(args: argparse.Namespace, encoder: ViT, tokenizer: Tokenizer,
                 start: Captioner | CLIP | None) -> Captioner | CLIP:
     """The captioner or pair to train: that of --init or a new one, with its parts frozen."""
-    build = build_captioner if args.objective == "caption" else build_pair
+    build = build_pair if args.objective == "contrastive" else build_captioner
     model = start if start is not None else build(args, encoder, tokenizer)
     if args.freeze_encoder or args.unfreeze:
         freeze_encoder(model, args.unfreeze or 0)
@@ -364,7 +325,7 @@ def load_photos(args: argparse.Namespace) -> tuple[Data, Data]:
     for one in sets:
         one.check_images(args.images)
     try:  # before features take long
-        if args.objective == "caption":
+        if args.objective != "contrastive":
             captioning.check_references(sets[1].captions)
     except InputError as error:
         raise InputError(f"--val-captions {args.val_captions}: {error}") from None
@@ -415,16 +376,35 @@ def told_notes(args: argparse.Namespace) -> dict[str, Any]:
 
 def caption_task(args: argparse.Namespace, model: Captioner, images: captioning.Images, data: Data,
                  val_images: captioning.Images, val_data: Data, group: Processes) -> captioning.CaptionTask:
-    """Batches, loss and scores of captions."""
+    """Batches, loss and scores of captions; of scst the scores alone."""
+    read = {} if args.objective == "scst" else {
+        "batch_size": args.batch_size, "refs": args.refs, "smoothing": args.smoothing, "drop_tokens": args.drop_tokens,
+        "drop_words": args.drop_words, "sampling": args.scheduled_sampling, "read": args.read, "bucket": args.bucket,
+        "epochs": args.epochs, "accumulate": args.accumulate}
     return captioning.CaptionTask(
         model, images, list(data.captions.values()), val_images, val_data.captions,
-        remember=captioning.from_features if args.freeze_encoder else Captioner.encode, batch_size=args.batch_size,
-        refs=args.refs, smoothing=args.smoothing, seed=args.seed, views=2 if args.mirror else 1,
-        drop_tokens=args.drop_tokens, drop_words=args.drop_words, epochs=args.epochs, accumulate=args.accumulate,
-        sampling=args.scheduled_sampling, read=args.read, bucket=args.bucket, beams=args.beams, max_len=args.max_len,
-        processes=group,
+        remember=captioning.from_features if args.freeze_encoder else Captioner.encode, seed=args.seed,
+        views=2 if args.mirror else 1, beams=args.beams, max_len=args.max_len, processes=group,
         workers=args.workers if isinstance(images, captioning.Photos) else 0,
-        notes=told_notes(args), progress=programs.progress)
+        notes=told_notes(args), progress=programs.progress, **read)
+
+
+def scst_task(args: argparse.Namespace, model: Captioner, images: captioning.Images, data: Data,
+              scored: captioning.CaptionTask, group: Processes, device: torch.device) -> SelfCriticalTask:
+    """Samples and their rewards."""
+    clip = load_clip(args.reward_weights, device) if args.reward_weights else None
+    looks = None
+    if clip is not None:
+        photos = data.pictures.photos() if isinstance(data.pictures, captioning.Pixels) else data.pictures
+        looks = image_features(clip, photos, precision=args.precision, workers=args.workers, progress=programs.progress)
+    rewards = Rewards(list(data.captions.values()), {"cider": args.reward_cider, "clip": args.reward_clip}, clip=clip,
+                      images=looks, precision=args.precision)
+    return SelfCriticalTask(
+        scored, model, images, rewards, remember=captioning.from_features if args.freeze_encoder else Captioner.encode,
+        batch_size=args.batch_size, samples=args.samples, baseline=args.baseline, temperature=args.temperature,
+        max_len=args.max_len, dropout=args.scst_dropout, accumulate=args.accumulate, precision=args.precision,
+        seed=args.seed, views=2 if args.mirror else 1,
+        workers=args.workers if isinstance(images, captioning.Photos) else 0, processes=group)
 
 
 def contrast_task(args: argparse.Namespace, model: CLIP, images: captioning.Images, data: Data,
@@ -466,8 +446,13 @@ def train(args: argparse.Namespace, plan: Plan, run: Run, group: Processes, devi
     model = build_model(args, encoder, tokenizer, start).to(device)
     images = load_images(args, data, model, encoder, args.mirror)
     val_images = load_images(args, val_data, model, encoder, False)
-    task = (caption_task(args, model, images, data, val_images, val_data, group) if isinstance(model, Captioner) else
-            contrast_task(args, model, images, data, val_images, val_data, group))
+    task: captioning.CaptionTask | contrasting.ContrastTask | SelfCriticalTask
+    if isinstance(model, CLIP):
+        task = contrast_task(args, model, images, data, val_images, val_data, group)
+    else:
+        task = scored = caption_task(args, model, images, data, val_images, val_data, group)
+        if args.objective == "scst":
+            task = scst_task(args, model, images, data, scored, group, device)
 
     told = [data.captions, val_data.captions, tokenizer.to_json()]
     if group.first:

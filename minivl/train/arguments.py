@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,20 @@ def add_memory(group: Any, blocks: str = "blocks") -> None:
     group.add_argument("--compile", action="store_true", help="torch.compile the model")
 
 
-def add_optimiser(parser: argparse.ArgumentParser, *, of: str, lr: float, batch_size: int, weight_decay: float = 0.05,
-                  clip: float = 1.0, ema: float = 0.0) -> Any:
-    """The group of the optimiser, which is returned to be added to.
+def add_optimiser(parser: argparse.ArgumentParser, *, of: str, lr: float | None, batch_size: int | None,
+                  weight_decay: float = 0.05, clip: float = 1.0, ema: float = 0.0,
+                  told: Callable[[str, str], str] = lambda name, what: what) -> None:
+    """The group of the optimiser.
 
     Args:
         parser: of the program.
         of: what a batch is of.
-        lr, batch_size, weight_decay, clip, ema: defaults.
+        lr, batch_size, weight_decay, clip, ema: defaults; None where the program fills them in.
+        told: ``(name, help) -> help`` of lr and batch_size.
     """
     step = parser.add_argument_group("optimiser")
     step.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="SGD has a momentum")
-    step.add_argument("--lr", type=float, default=lr, help="highest learning rate")
+    step.add_argument("--lr", type=float, default=lr, help=told("lr", "highest learning rate"))
     step.add_argument("--encoder-lr", type=float, help="the same for the encoder of pictures (without it: as --lr)")
     step.add_argument("--layer-decay", type=float, default=1.0,
                       help="factor on the rate per layer of that encoder, from its head down")
@@ -45,10 +47,10 @@ def add_optimiser(parser: argparse.ArgumentParser, *, of: str, lr: float, batch_
     step.add_argument("--sam", type=float, default=0.0, help="radius of sharpness-aware minimisation; 0 = off")
     step.add_argument("--sam-adaptive", action="store_true", help="its adaptive variant (a radius ten times larger)")
     step.add_argument("--sam-local", action="store_true", help="each process perturbs by its own share of the batch")
-    step.add_argument("--batch-size", type=int, default=batch_size, help=f"{of} of a step, over all processes")
+    step.add_argument("--batch-size", type=int, default=batch_size,
+                      help=told("batch_size", f"{of} of a step, over all processes"))
     step.add_argument("--accumulate", type=int, default=1, help="micro-batches a process computes one after the other")
     step.add_argument("--ema", type=float, default=ema, help="decay of the averaged weights; 0 = none")
-    return step
 
 
 def add_schedule(parser: argparse.ArgumentParser, *, of: str, epochs: int, warmup: int) -> None:

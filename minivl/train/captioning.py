@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from ..data.order import cuts
@@ -76,6 +77,10 @@ class Pixels:
         """(len(photos), 3, H, W)."""
         chosen = self._pixels[torch.as_tensor(photos)].permute(0, 3, 1, 2)
         return (chosen.float() / 255 - self._mean) / self._std
+
+    def photos(self) -> list[Image.Image]:
+        """The pictures as they were."""
+        return [Image.fromarray(pixels) for pixels in self._pixels.numpy()]
 
 
 class Views:

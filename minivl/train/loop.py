@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,15 @@ class Task(Protocol):
 
     def save(self, model: nn.Module, path: Path, scores: Mapping[str, float]) -> None:
         """Write the model as a weight file."""
+        ...
+
+
+@runtime_checkable
+class Shown(Protocol):
+    """A task that has more to tell of a step than its loss."""
+
+    def shown(self) -> dict[str, float]:
+        """Of the last step, by name, for history.jsonl; every process calls this."""
         ...
 
 
@@ -164,8 +173,9 @@ class _Training:
                     self.ema.update(self.model)
                 state["step"] += 1
                 state["sum"] += loss
+                shown = task.shown() if isinstance(task, Shown) else {}
                 if self.processes.first:
-                    self.run.write({"step": state["step"], "loss": loss, "lr": rate})
+                    self.run.write({"step": state["step"], "loss": loss, "lr": rate, **shown})
                 copy_all(self.model.buffers(), held)
                 whole = True
                 if self.out_of_time():
