@@ -8,40 +8,34 @@ Several GPUs or machines share every batch: torchrun --nproc-per-node 4 train_p2
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 
 import minivl
 from minivl import programs
-from minivl.data.captions import read_captions
+from minivl.data.augment import View
 from minivl.data.scenes import Scenes
 from minivl.errors import InputError
-from minivl.images import Preprocessing
 from minivl.loading import weight_folders
-from minivl.models.captioner import Captioner, CaptionerConfig
-from minivl.models.clip import CLIP, CLIPConfig, TextConfig
-from minivl.models.decoder import DecoderConfig
-from minivl.models.presets import PRESETS
+from minivl.models.captioner import Captioner
+from minivl.models.clip import CLIP
 from minivl.models.vit import POOLS, ViT
 from minivl.plotting.history import plot_history
-from minivl.text.tokenizer import Tokenizer
 from minivl.train import arguments, captioning, contrasting, features
 from minivl.train.caption_batches import READ
 from minivl.train.clip_features import image_features, load_clip
 from minivl.train.distributed import Processes, processes
 from minivl.train.looks import choose_look
 from minivl.train.loop import Plan, fit
-from minivl.train.objectives import NEW, OWN, check_rewards, choose_new, choose_own, new_help, own_help
-from minivl.train.optim import freeze_encoder
+from minivl.train.objectives import OWN, check_rewards, choose_new, choose_own, new_help, own_help
+from minivl.train.pictures import Data, Photos, Pixels, Views, draw_scenes, open_photos, told_hash
 from minivl.train.rewards import Rewards
 from minivl.train.run import Run, read_history
 from minivl.train.selfcritical import BASELINES, SelfCriticalTask
+from minivl.train.starting import build_encoder, build_model, build_tokenizer, load_start, tower_of
 
 HERE = Path(__file__).resolve().parent
 LOOK_SCENES = 300  # training scenes on which layer and heads to look at are fixed
@@ -56,9 +50,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="caption: cross-entropy; scst: a captioner's own samples, judged by a metric; "
                         "contrastive: an image-text pair, as CLIP is trained")
     data = parser.add_argument_group("data")
-    data.add_argument("--images", type=Path, help="folder of photos; without it: the built-in scenes")
-    data.add_argument("--captions", type=Path, help="COCO-JSON, Karpathy JSON or Flickr token file")
-    data.add_argument("--val-captions", type=Path, help="the same for validation")
+    data.add_argument("--images", type=Path, help="folder of photos; or tar shards in the WebDataset layout: a .tar, a "
+                      "folder of them or a pattern such as 'train-{000..099}.tar'; without it: the built-in scenes")
+    data.add_argument("--captions", type=Path, help="COCO-JSON, Karpathy JSON or Flickr token file, which names photos "
+                      "of --images; without it: in .json or .txt beside each photo, in shards too")
+    data.add_argument("--val-images", type=Path, help="photos for validation, if they are not among --images")
+    data.add_argument("--val-captions", type=Path, help="their captions, as --captions")
     data.add_argument("--split", help="split of --captions, for a Karpathy JSON")
     data.add_argument("--val-split", help="split of --val-captions")
     data.add_argument("--scenes", type=int, default=6000, help="training scenes, without --images")
@@ -110,7 +107,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "scheduled_sampling", "share of read words that are the model's own at the end of training, rising from 0"))
     train.add_argument("--smoothing", type=float, help=own_help("smoothing", "label smoothing"))
     train.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=None,
-                       help="with --freeze-encoder: also features of the mirrored photos (on unless --no-mirror)")
+                       help="photos are shown mirrored half of the time, although captions may say left or right: with "
+                       "--freeze-encoder by features of both kinds (on unless --no-mirror), else as they are read (off "
+                       "unless asked for)")
+    train.add_argument("--views", type=int, help="with --freeze-encoder: features of so many versions of each training "
+                       "photo, of which an epoch shows one: the photo itself, and parts of it drawn at random, half of "
+                       "them mirrored if --mirror")
+    train.add_argument("--crop-scale", type=float, help="smallest share of the photo in such a part (default: "
+                       f"{View.crop_scale})")
     train.add_argument("--drop-tokens", type=float,
                        help=own_help("drop_tokens", "share of visual tokens hidden in training"))
     train.add_argument("--drop-words", type=float,
@@ -142,13 +146,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse options that contradict each other or are out of range."""
-    real = (args.images, args.captions, args.val_captions)
-    if any(real) and not all(real):
-        raise InputError("--images, --captions and --val-captions go together")
+    check_photos(args)
+    if args.mirror and not args.images:
+        raise InputError("--mirror is for --images: captions of the built-in scenes say where things are")
     frozen_photos = bool(args.images and args.freeze_encoder)
-    if args.mirror and not frozen_photos:
-        raise InputError("--mirror is for --images with --freeze-encoder: it doubles the stored features")
     args.mirror = frozen_photos if args.mirror is None else args.mirror
+    if args.views is not None and not frozen_photos:
+        raise InputError("--views is for --images with --freeze-encoder: versions whose features are stored")
+    if args.crop_scale is not None and (args.views is None or not 0 < args.crop_scale <= 1):
+        raise InputError(f"--crop-scale {args.crop_scale}: " + ("it is for --views, which makes parts of photos"
+                         if args.views is None else "give a share above 0, at most 1"))
+    if args.views is not None and args.crop_scale is None:
+        args.crop_scale = View.crop_scale
     if args.nouns and args.images:
         raise InputError("--nouns is for the built-in scenes: captions of photos do not tell which words are things")
     if args.freeze_encoder:
@@ -163,7 +172,7 @@ def check(args: argparse.Namespace) -> None:
         check_rewards(args)
     arguments.check_least(args, (("scenes", 2 if pair else 1), ("val_scenes", 2), ("refs", 1), ("beams", 1),
                                  ("max_len", 2 if pair else 1), ("min_count", 1), ("embed_dim", 1), ("unfreeze", 1),
-                                 ("accumulate", 1), ("samples", 1), ("batch_size", 1)))
+                                 ("accumulate", 1), ("samples", 1), ("batch_size", 1), ("views", 2)))
     if args.refs is not None and args.batch_size < args.refs * (2 if pair else 1):
         raise InputError(f"--batch-size {args.batch_size} must hold at least the --refs {args.refs} of "
                          + ("each of two pictures, to be told apart" if pair else "one picture"))
@@ -175,6 +184,14 @@ def check(args: argparse.Namespace) -> None:
     for name in ("dropout", "smoothing", "drop_tokens", "drop_words"):
         if (value := getattr(args, name)) is not None and not 0 <= value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: give 0 or more, less than 1")
+
+
+def check_photos(args: argparse.Namespace) -> None:
+    """Refuse photos without captions, captions without photos, and photos that are both to train and validate on."""
+    told = any((args.captions, args.val_captions, args.val_images))
+    if told and not args.images or args.images and not (args.val_images or (args.captions and args.val_captions)):
+        raise InputError("--images, --captions and --val-captions go together; where captions lie beside their photos "
+                         "or in shards with them, --images and --val-images")
 
 
 def check_pair(args: argparse.Namespace) -> None:
@@ -190,231 +207,119 @@ def check_pair(args: argparse.Namespace) -> None:
                          "of which processes cannot keep parts; torchrun without --shard shares every batch")
 
 
-# -- 2. build ------------------------------------------------------------------------------------------------
-
-def load_start(args: argparse.Namespace) -> Captioner | CLIP:
-    """The model of --init, with the dropout of the command line; --max-len is settled by its room."""
-    loaded = minivl.load(args.init).float()
-    kind: type[Captioner] | type[CLIP] = CLIP if args.objective == "contrastive" else Captioner
-    if not isinstance(loaded, kind):
-        raise InputError(f"is no {'captioner' if kind is Captioner else 'image-text pair'}, which --init with "
-                         f"--objective {args.objective} starts from; an encoder alone is for --encoder",
-                         source=args.init)
-    if loaded.tokenizer is None or loaded.preprocessing is None:
-        raise InputError("has no tokenizer, or its preprocessing is unknown: a captioner or pair as train_p2.py writes "
-                         "it is needed", source=args.init)
-    part = loaded.decoder.config if isinstance(loaded, Captioner) else loaded.text.config
-    room = part.max_len - 1
-    if args.max_len is not None and args.max_len > room:
-        raise InputError(f"--max-len {args.max_len}: it has room for {room} tokens", source=args.init)
-    args.max_len = min(NEW["max_len"], room) if args.max_len is None else args.max_len
-    tower_of(loaded, args.init)
-    told: dict[str, Any] = {"tokenizer": loaded.tokenizer, "preprocessing": loaded.preprocessing}
-    rate = {} if args.dropout is None else {"dropout": args.dropout}
-    model: Captioner | CLIP
-    if isinstance(loaded, Captioner):  # what was found out about the old weights does not hold for the new
-        notes = {key: value for key, value in loaded.notes.items() if key not in ("look", "scores")}
-        model = Captioner(replace(loaded.config, decoder=replace(loaded.config.decoder, **rate)), notes=notes, **told)
-    else:
-        notes = {key: value for key, value in loaded.notes.items() if key != "scores"}
-        model = CLIP(replace(loaded.config, text=replace(loaded.config.text, **rate)), notes=notes, **told)
-    model.load_state_dict(loaded.state_dict())
-    return model
-
-
-def tower_of(loaded: ViT | Captioner | CLIP, source: str) -> ViT:
-    """The ViT that sees pictures in a model."""
-    tower = loaded.visual if isinstance(loaded, CLIP) else loaded.encoder if isinstance(loaded, Captioner) else loaded
-    if not isinstance(tower, ViT):
-        raise InputError("is a captioner over a grid of convolutions: a ViT is trained here, or that of a captioner or "
-                         "a CLIP", source=source)
-    return tower
-
-
-def build_encoder(args: argparse.Namespace, start: Captioner | CLIP | None) -> ViT:
-    """The ViT of --encoder, or a copy of that of --init, without a head."""
-    loaded: ViT | Captioner | CLIP
-    if start is not None:
-        loaded = start
-    elif args.encoder in PRESETS and "/" not in args.encoder:  # with an owner it is a hub id, with its weights
-        if args.freeze_encoder or args.unfreeze:
-            raise InputError(f"--{'freeze-encoder' if args.freeze_encoder else 'unfreeze'}: {args.encoder} is a preset "
-                             "with random weights; give a weight file")
-        torch.manual_seed(args.seed)
-        loaded = minivl.create(args.encoder)
-    else:
-        loaded = minivl.load(args.encoder).float()  # whatever it is stored in
-    encoder = tower_of(loaded, args.encoder)
-    if start is not None:
-        encoder = copy.deepcopy(encoder)
-    encoder.site, encoder.preprocessing = "encoder", loaded.preprocessing
-    encoder.replace_head(0)
-    if encoder.preprocessing is None:
-        raise InputError("its preprocessing is unknown: name the file after a preset", source=args.encoder)
-    if start is None:
-        encoder.preprocessing = replace(encoder.preprocessing, mode=args.fit)
-    return encoder
-
-
-def build_tokenizer(args: argparse.Namespace, texts: Sequence[str], start: Captioner | CLIP | None) -> Tokenizer:
-    """That of --init or --tokenizer, or one trained on the captions."""
-    if start is not None:
-        assert start.tokenizer is not None  # `load_start` saw to it
-        tokenizer = start.tokenizer
-    elif args.tokenizer:
-        tokenizer = Tokenizer.from_file(args.tokenizer)
-    else:
-        tokenizer = Tokenizer.train(texts, kind=args.pieces, vocab_size=args.vocab_size, min_count=args.min_count)
-    if args.objective == "contrastive" and args.drop_words:
-        contrasting.unknown_id(tokenizer)  # before features take long
-    return tokenizer
-
-
-def build_captioner(args: argparse.Namespace, encoder: ViT, tokenizer: Tokenizer) -> Captioner:
-    """Encoder, tokenizer and a random decoder."""
-    torch.manual_seed(args.seed)
-    decoder = DecoderConfig(
-        vocab_size=tokenizer.vocab_size, width=args.width, depth=args.depth, num_heads=args.heads,
-        mlp_dim=4 * args.width, max_len=args.max_len + 1, norm=args.norm, positions=args.positions, tied=args.tied,
-        dropout=args.dropout, pad_id=tokenizer.pad_id, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
-    captioner = Captioner(CaptionerConfig(encoder.config, decoder), tokenizer=tokenizer,
-                          preprocessing=encoder.preprocessing)
-    captioner.encoder.load_state_dict(encoder.state_dict())
-    return captioner
-
-
-def build_pair(args: argparse.Namespace, encoder: ViT, tokenizer: Tokenizer) -> CLIP:
-    """Encoder and tokenizer, a random text tower and random projections."""
-    torch.manual_seed(args.seed)
-    text = TextConfig(
-        vocab_size=tokenizer.vocab_size, width=args.width, depth=args.depth, num_heads=args.heads,
-        mlp_dim=4 * args.width, embed_dim=args.embed_dim, max_len=args.max_len + 1, act="gelu", dropout=args.dropout,
-        bos_id=tokenizer.bos_id, eot_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
-    vision = replace(encoder.config, num_classes=args.embed_dim, head_bias=False,
-                     pool=args.pool or encoder.config.pool)
-    pair = CLIP(CLIPConfig(vision, text), tokenizer=tokenizer, preprocessing=encoder.preprocessing)
-    visual = pair.visual
-    heads = {name: tensor for name, tensor in visual.state_dict().items() if name.startswith("head")}
-    visual.load_state_dict({**encoder.state_dict(), **heads})
-    return pair
-
-
-def build_model(args: argparse.Namespace, encoder: ViT, tokenizer: Tokenizer,
-                start: Captioner | CLIP | None) -> Captioner | CLIP:
-    """The captioner or pair to train: that of --init or a new one, with its parts frozen."""
-    build = build_pair if args.objective == "contrastive" else build_captioner
-    model = start if start is not None else build(args, encoder, tokenizer)
-    if args.freeze_encoder or args.unfreeze:
-        freeze_encoder(model, args.unfreeze or 0)
-    tower_of(model, "").checkpointing = args.checkpointing
-    return model
-
-
-# -- 3. load -------------------------------------------------------------------------------------------------
-
-class Data(NamedTuple):
-    """Pictures (files or pixels) and the captions of each by name, in the same order."""
-
-    pictures: Sequence[Path] | captioning.Pixels
-    captions: Mapping[str, Sequence[str]]
-
+# -- 2. build and 3. load ----------------------------------------------------------------------------------------------
 
 def load_photos(args: argparse.Namespace) -> tuple[Data, Data]:
     """Photos to train and to validate on, every one of them being there."""
-    sets = (read_captions(args.captions, split=args.split), read_captions(args.val_captions, split=args.val_split))
-    for one in sets:
-        one.check_images(args.images)
+    cache = args.features / "shards"
+    train, val = (open_photos(*where, cache, programs.progress) for where in (
+        (args.images, args.captions, args.split),
+        (args.val_images or args.images, args.val_captions, args.val_split)))
     try:  # before features take long
         if args.objective != "contrastive":
-            captioning.check_references(sets[1].captions)
+            captioning.check_references(val.references())
     except InputError as error:
-        raise InputError(f"--val-captions {args.val_captions}: {error}") from None
+        raise InputError(f"{told_by(args, 'val_')}: {error}") from None
     if args.objective == "contrastive":
-        contrasting.check_counts(len(sets[0].images), len(sets[1].images),
-                                 source=f"--captions {args.captions}, --val-captions {args.val_captions}")
-    train, val = (Data([args.images / name for name in one.images], one.captions) for one in sets)
+        contrasting.check_counts(len(train.names), len(val.names),
+                                 source=f"{told_by(args)}, {told_by(args, 'val_')}")
     return train, val
 
 
-def draw_scenes(start: int, count: int, preprocessing: Preprocessing, nouns: bool = False) -> Data:
-    """Scenes of the model's size, in memory; with `nouns` also captions that name one thing alone."""
-    drawn = [(np.asarray(scene.image), scene.captions + (scene.named() if nouns else ())) for scene in
-             programs.progress(Scenes(count, start=start, size=preprocessing.size[0]), total=count,
-                               desc="drawing scenes")]
-    captions = {f"scene {start + number}": texts for number, (_, texts) in enumerate(drawn)}
-    return Data(captioning.Pixels(np.stack([pixels for pixels, _ in drawn]), preprocessing), captions)
+def told_by(args: argparse.Namespace, which: str = "") -> str:
+    """The option that captions come from."""
+    name = f"{which}{'captions' if getattr(args, f'{which}captions') else 'images'}"
+    return f"--{name.replace('_', '-')} {getattr(args, name)}"
 
 
 def load_images(args: argparse.Namespace, data: Data, model: Captioner | CLIP, encoder: ViT,
-                mirror: bool) -> captioning.Images:
-    """What the model is given: pictures, or their features where the encoder is frozen."""
-    images = load_tokens(args, data, model, encoder, mirror)
+                training: bool) -> features.Images:
+    """What the model is given: pictures, or their features where the encoder is frozen; to train on in all versions."""
+    images = load_tokens(args, data, model, encoder, training)
     if args.freeze_encoder and isinstance(model, CLIP):
         return contrasting.pooled(model.visual, images, progress=programs.progress)
     return images
 
 
 def load_tokens(args: argparse.Namespace, data: Data, model: Captioner | CLIP, encoder: ViT,
-                mirror: bool) -> captioning.Images:
+                training: bool) -> features.Images:
     """Pictures, or all tokens of each where the encoder is frozen."""
     pictures = data.pictures
-    if isinstance(pictures, captioning.Pixels):
+    if isinstance(pictures, Pixels):
         return features.encode_images(encoder, pictures, dtype=args.precision,
                                       progress=programs.progress) if args.freeze_encoder else pictures
     if not args.freeze_encoder:
-        return captioning.Photos(pictures, model)
-    views = [features.compute_features(encoder, pictures, args.features, flip=flip, dtype=args.precision,
-                                       progress=programs.progress) for flip in ((False, True) if mirror else (False,))]
-    return captioning.Views(views) if mirror else views[0]
+        return Photos(pictures, model, mirror=training and args.mirror)
+    shown: list[dict[str, Any]] = [{}]
+    if training and args.views:
+        shown += [{"view": View(number, args.seed, args.crop_scale, 0.5 * args.mirror)}
+                  for number in range(1, args.views)]
+    elif training and args.mirror:
+        shown += [{"flip": True}]
+    hashes = features.hash_photos(pictures, programs.progress)
+    views = [features.compute_features(encoder, pictures, args.features, dtype=args.precision,
+                                       hashes=hashes, workers=args.workers, progress=programs.progress, **how)
+             for how in shown]
+    return Views(views) if len(views) > 1 else views[0]
+
+
+def versions(args: argparse.Namespace) -> int:
+    """How many there are of each training picture."""
+    return args.views or (2 if args.mirror else 1)
+
+
+def workers_of(args: argparse.Namespace, images: features.Images) -> int:
+    """Processes that read pictures: none where they lie in memory."""
+    return 0 if isinstance(images, (Pixels, torch.Tensor)) else args.workers
 
 
 def told_notes(args: argparse.Namespace) -> dict[str, Any]:
     """What the weights say of where they come from."""
     start = {"init": args.init} if args.init else {"encoder": args.encoder}
-    return {"data": str(args.captions or "scenes"), **start}
+    return {"data": str(args.captions or args.images or "scenes"), **start}
 
 
-def caption_task(args: argparse.Namespace, model: Captioner, images: captioning.Images, data: Data,
-                 val_images: captioning.Images, val_data: Data, group: Processes) -> captioning.CaptionTask:
+def caption_task(args: argparse.Namespace, model: Captioner, images: features.Images, data: Data,
+                 val_images: features.Images, val_data: Data, group: Processes) -> captioning.CaptionTask:
     """Batches, loss and scores of captions; of scst the scores alone."""
     read = {} if args.objective == "scst" else {
         "batch_size": args.batch_size, "refs": args.refs, "smoothing": args.smoothing, "drop_tokens": args.drop_tokens,
         "drop_words": args.drop_words, "sampling": args.scheduled_sampling, "read": args.read, "bucket": args.bucket,
         "epochs": args.epochs, "accumulate": args.accumulate}
     return captioning.CaptionTask(
-        model, images, list(data.captions.values()), val_images, val_data.captions,
+        model, images, data.captions, val_images, val_data.references(),
         remember=captioning.from_features if args.freeze_encoder else Captioner.encode, seed=args.seed,
-        views=2 if args.mirror else 1, beams=args.beams, max_len=args.max_len, processes=group,
-        workers=args.workers if isinstance(images, captioning.Photos) else 0,
+        views=versions(args), beams=args.beams, max_len=args.max_len, processes=group,
+        workers=workers_of(args, images),
         notes=told_notes(args), progress=programs.progress, **read)
 
 
-def scst_task(args: argparse.Namespace, model: Captioner, images: captioning.Images, data: Data,
+def scst_task(args: argparse.Namespace, model: Captioner, images: features.Images, data: Data,
               scored: captioning.CaptionTask, group: Processes, device: torch.device) -> SelfCriticalTask:
     """Samples and their rewards."""
     clip = load_clip(args.reward_weights, device) if args.reward_weights else None
     looks = None
     if clip is not None:
-        photos = data.pictures.photos() if isinstance(data.pictures, captioning.Pixels) else data.pictures
+        photos = data.pictures.photos() if isinstance(data.pictures, Pixels) else data.pictures
         looks = image_features(clip, photos, precision=args.precision, workers=args.workers, progress=programs.progress)
-    rewards = Rewards(list(data.captions.values()), {"cider": args.reward_cider, "clip": args.reward_clip}, clip=clip,
+    rewards = Rewards(data.captions, {"cider": args.reward_cider, "clip": args.reward_clip}, clip=clip,
                       images=looks, precision=args.precision)
     return SelfCriticalTask(
         scored, model, images, rewards, remember=captioning.from_features if args.freeze_encoder else Captioner.encode,
         batch_size=args.batch_size, samples=args.samples, baseline=args.baseline, temperature=args.temperature,
         max_len=args.max_len, dropout=args.scst_dropout, accumulate=args.accumulate, precision=args.precision,
-        seed=args.seed, views=2 if args.mirror else 1,
-        workers=args.workers if isinstance(images, captioning.Photos) else 0, processes=group)
+        seed=args.seed, views=versions(args),
+        workers=workers_of(args, images), processes=group)
 
 
-def contrast_task(args: argparse.Namespace, model: CLIP, images: captioning.Images, data: Data,
-                  val_images: captioning.Images, val_data: Data, group: Processes) -> contrasting.ContrastTask:
+def contrast_task(args: argparse.Namespace, model: CLIP, images: features.Images, data: Data,
+                  val_images: features.Images, val_data: Data, group: Processes) -> contrasting.ContrastTask:
     """Batches, loss and scores of an image-text pair."""
     told = told_notes(args)
     return contrasting.ContrastTask(
-        model, images, list(data.captions.values()), val_images, list(val_data.captions.values()),
-        batch_size=args.batch_size, refs=args.refs, max_len=args.max_len, seed=args.seed, views=2 if args.mirror else 1,
-        drop_words=args.drop_words, workers=args.workers if isinstance(images, captioning.Photos) else 0,
+        model, images, data.captions, val_images, val_data.captions,
+        batch_size=args.batch_size, refs=args.refs, max_len=args.max_len, seed=args.seed, views=versions(args),
+        drop_words=args.drop_words, workers=workers_of(args, images),
         processes=group,
         notes={"name": f"an image-text pair trained by minivl on {told['data']}", **told},
         progress=programs.progress)
@@ -437,15 +342,14 @@ def train(args: argparse.Namespace, plan: Plan, run: Run, group: Processes, devi
     start = load_start(args) if args.init else None
     encoder = build_encoder(args, start).to(device)
     if args.images:
-        data, val_data = load_photos(args)
+        data, val_data = group.first_then_all(lambda: load_photos(args), lambda: load_photos(args))
     else:
         assert encoder.preprocessing is not None
-        data = draw_scenes(0, args.scenes, encoder.preprocessing, nouns=bool(args.nouns))
-        val_data = draw_scenes(VAL_START, args.val_scenes, encoder.preprocessing)
-    tokenizer = build_tokenizer(args, [text for texts in data.captions.values() for text in texts], start)
+        data = draw_scenes(0, args.scenes, encoder.preprocessing, bool(args.nouns), programs.progress)
+        val_data = draw_scenes(VAL_START, args.val_scenes, encoder.preprocessing, False, programs.progress)
+    tokenizer = build_tokenizer(args, data.texts(), start)
     model = build_model(args, encoder, tokenizer, start).to(device)
-    images = load_images(args, data, model, encoder, args.mirror)
-    val_images = load_images(args, val_data, model, encoder, False)
+    images, val_images = (load_images(args, one, model, encoder, one is data) for one in (data, val_data))
     task: captioning.CaptionTask | contrasting.ContrastTask | SelfCriticalTask
     if isinstance(model, CLIP):
         task = contrast_task(args, model, images, data, val_images, val_data, group)
@@ -454,18 +358,19 @@ def train(args: argparse.Namespace, plan: Plan, run: Run, group: Processes, devi
         if args.objective == "scst":
             task = scst_task(args, model, images, data, scored, group, device)
 
-    told = [data.captions, val_data.captions, tokenizer.to_json()]
+    settings = {**arguments.settings_of(args, None, ["features"]),
+                "data_hash": told_hash([data, val_data], tokenizer.to_json())}
     if group.first:
-        report_start(args, model, len(data.captions), task.cut)
-    for row in fit(model, task, plan, out=args.out, settings=arguments.settings_of(args, told, ["features"]),
-                   resume=args.resume, processes=group, wrap=task.wrap, compiled=args.compile,
+        report_start(args, model, len(data.names), task.cut)
+    for row in fit(model, task, plan, out=args.out, settings=settings, resume=args.resume, processes=group,
+                   wrap=task.wrap, compiled=args.compile,
                    progress=programs.progress if group.first else None):
         if group.first:
             programs.report(args, row, f"epoch {row['epoch']:>3}  loss {row['train_loss']:.3f}  validation loss "
                             f"{row['val_loss']:.3f}  {scores_text(row)}  {row['seconds']:.0f} s")
             plot_history(args.out, read_history(args.out))
     if group.first:
-        finish(args, run, len(val_data.captions))
+        finish(args, run, len(val_data.names))
 
 
 def report_start(args: argparse.Namespace, model: Captioner | CLIP, pictures: int, cut: int) -> None:

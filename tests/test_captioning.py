@@ -21,7 +21,7 @@ from minivl.metrics.cider import cider
 from minivl.models.captioner import Captioner
 from minivl.models.decoder import Memory
 from minivl.train.caption_batches import uniform
-from minivl.train.captioning import (IGNORED, Batch, CaptionTask, Photos, Pixels, Views, drawn, encode_captions,
+from minivl.train.captioning import (IGNORED, Batch, CaptionTask, drawn, encode_captions,
                                      from_features)
 from minivl.train.distributed import Processes
 from minivl.train.loop import autocast
@@ -494,6 +494,35 @@ def test_photos_and_pixels_equal_preprocess(tmp_path: Path) -> None:
     torch.testing.assert_close(kept[[2, 0]], expected)
     with pytest.raises(InputError, match="pixels of"):
         Pixels(pixels.transpose(0, 2, 1, 3), tiny_run.PREPROCESSING)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_photos_are_mirrored_as_they_are_read(tmp_path: Path, workers: int) -> None:
+    """Either version comes with the picture's own captions, a resumed epoch has the same, another epoch others."""
+    draw, model, files = np.random.default_rng(2), tiny_run.captioner(), []
+    for number in range(12):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(draw.integers(0, 256, (14 + number, 9, 3), dtype=np.uint8)).save(files[-1])
+    plain, both = Photos(files, model), Photos(files, model, mirror=True)
+    assert len(plain) == 12 and len(both) == 24
+    assert torch.equal(both[[3, 15, 12, 11]], torch.stack([plain[[3]][0], plain[[3]][0].flip(-1),
+                                                          plain[[0]][0].flip(-1), plain[[11]][0]]))
+    told = [[word] for word in tiny_run.WORDS[:12]]
+    task = CaptionTask(model, both, told, plain, dict(zip(map(str, range(12)), told)), remember=Captioner.encode,
+                       views=2, batch_size=5, workers=workers, max_len=10)
+    assert model.tokenizer is not None
+    epochs = [list(task.batches(epoch, 0)) for epoch in range(3)]
+    seen = []
+    for epoch in epochs:
+        for batch in epoch:
+            for image, ids in zip(batch.images, batch.ids):
+                photo = told.index([model.tokenizer.decode(ids.tolist())])
+                mirrored = torch.equal(image, plain[[photo]][0].flip(-1))
+                assert mirrored or torch.equal(image, plain[[photo]][0])
+                seen.append(mirrored)
+    assert 8 < sum(seen) < 28 and len({tuple(sorted(seen[at:at + 12])) for at in (0, 12, 24)}) > 1
+    again = list(task.batches(1, 2))
+    assert len(again) == 1 and torch.equal(again[0].images, epochs[1][2].images)
 
 
 def test_stored_features_become_the_same_memory() -> None:

@@ -21,7 +21,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from minivl.data.augment import Augment, View
 from minivl.errors import InputError
+from minivl.files import sha256
 from minivl.images import Preprocessing, preprocess
 from minivl.models.vit import ViT, ViTConfig
 from minivl.train import features
@@ -105,6 +107,47 @@ def test_mirrored(tmp_path: Path) -> None:
     plain, mirrored = cached(tmp_path, model, files), cached(tmp_path, model, files, flip=True)
     torch.testing.assert_close(mirrored, direct(model, files, flip=True), rtol=0, atol=1e-5)
     assert not torch.allclose(plain, mirrored, atol=1e-2)
+
+
+def test_drawn_views(tmp_path: Path) -> None:
+    """Each is of a part of its photo, drawn from (seed, photo, number) whatever else there is, and is stored once."""
+    model, files = vit(), photos(tmp_path / "photos")
+    view = View(2, seed=5, crop_scale=0.3, flip=0.5)
+    rows = cached(tmp_path, model, files, view=view)
+    assert model.photos == 7 and model.preprocessing is not None
+    change = Augment(model.preprocessing, seed=5, crop_scale=(0.3, 1.0), flip=0.5)
+    images = torch.stack([change(file, 2, int(sha256(file)[:16], 16)) for file in files])
+    with torch.no_grad():
+        torch.testing.assert_close(rows, ViT.encode(model, images), rtol=0, atol=1e-5)
+    alone = cached(tmp_path / "other", vit(), [files[4], files[1]], view=view, batch_size=1)
+    torch.testing.assert_close(alone, rows[[4, 1]], rtol=0, atol=1e-5)
+    changed = [View(3, 5, 0.3, 0.5), View(2, 6, 0.3, 0.5), View(2, 5, 0.4, 0.5), View(2, 5, 0.3, 0.0)]
+    for other in changed[:2]:
+        assert not torch.allclose(cached(tmp_path, model, files, view=other), rows, atol=1e-2)
+    again = vit()
+    assert torch.equal(cached(tmp_path, again, files[::-1], view=view), rows.flip(0)) and again.photos == 0
+    keys = {encoder_key(model, "fp32", False, one) for one in (None, view, *changed)}
+    assert len(keys) == 6 and encoder_key(model, "fp32", True) not in keys
+    assert sum(row in keys for row in map(lambda folder: folder.name, (tmp_path / "cache").iterdir())) == 3
+
+
+def test_a_view_that_is_cut_short_is_computed_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, files, view = vit(), photos(tmp_path / "photos"), View(1, crop_scale=0.5)
+    rows = cached(tmp_path, model, files, view=view, dtype="bf16")
+    file = tmp_path / "cache" / encoder_key(model, "bf16", False, view) / "rows.bin"
+    assert file.stat().st_size == rows.numel() * 2
+    os.truncate(file, file.stat().st_size - 1)
+    assert torch.equal(cached(tmp_path, model, files, view=view, dtype="bf16"), rows) and model.photos == 14
+    assert "damaged, its features are computed anew" in caplog.text
+
+
+def test_what_no_view_is(tmp_path: Path) -> None:
+    model, files = vit(), photos(tmp_path / "photos", 2)
+    with pytest.raises(InputError, match="flip and view"):
+        cached(tmp_path, model, files, view=View(1), flip=True)
+    with pytest.raises(InputError, match="crop_scale="):
+        cached(tmp_path, model, files, view=View(1, crop_scale=0.0))
+    assert not (tmp_path / "cache").exists() and model.photos == 0
 
 
 def test_second_time_nothing_is_computed(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from minivl.train.captioning import CaptionTask
 from minivl.train.contrasting import KS, ContrastTask
 from minivl.train.run import read_history
 from minivl.train.selfcritical import SelfCriticalTask
+from minivl.train.starting import build_pair
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT = {"best.safetensors", "last.safetensors", "checkpoint.safetensors", "config.json", "history.jsonl",
@@ -214,6 +215,69 @@ def test_encoder_that_learns(data: Path, tmp_path: Path) -> None:
     assert not model.config.decoder.tied and model.config.decoder.norm == "post"
 
 
+@pytest.mark.parametrize("objective", ["caption", "contrastive", "scst"])
+def test_mirrored_while_the_encoder_learns(data: Path, frozen: Path, frozen_pair: Path, tmp_path: Path, objective: str,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mirrored photos change the losses; a run that is stopped goes on as it would have, and what judges captions sees
+    the photos as they are."""
+    judge = {"reward_clip": 1.0, "reward_weights": frozen_pair / "best.safetensors"}
+    changes = {"freeze_encoder": None, **{"caption": {}, "contrastive": PAIR, "scst": scst(frozen, **judge)}[objective]}
+    shown = []
+    real = train_p2.image_features
+    monkeypatch.setattr(train_p2, "image_features",
+                        lambda clip, photos, **told: shown.append(list(photos)) or real(clip, photos, **told))
+    train(data, tmp_path / "plain", **changes)
+    train(data, tmp_path / "mirrored", **changes, mirror=True)
+    assert step_losses(tmp_path / "plain") != step_losses(tmp_path / "mirrored")
+    task: Any = {"caption": CaptionTask, "contrastive": ContrastTask, "scst": SelfCriticalTask}[objective]
+    loss, calls = task.loss, []
+
+    def stops(*args: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(task, "loss", stops)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, tmp_path / "parts", **changes, mirror=True)
+    assert calls == [None, None]
+    train(data, tmp_path / "parts", **changes, mirror=True, resume=True)
+    assert story(tmp_path / "parts") == story(tmp_path / "mirrored")
+    assert shown == ([[data / "photos" / f"{number}.jpg" for number in range(8)]] * 4 if objective == "scst" else [])
+
+
+@pytest.mark.parametrize("objective", ["caption", "contrastive", "scst"])
+def test_stored_views(data: Path, frozen: Path, tmp_path: Path, objective: str,
+                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views are computed once, every one of them is shown, and more of them find those that are there."""
+    changes = {"epochs": 3, **{"caption": {}, "contrastive": PAIR, "scst": scst(frozen, epochs=3)}[objective]}
+    task: Any = {"caption": CaptionTask, "contrastive": ContrastTask, "scst": SelfCriticalTask}[objective]
+    init, seen = task.__init__, []
+    monkeypatch.setattr(task, "__init__", lambda own, *args, **told: seen.append(args + (told["views"],)) or
+                        init(own, *args, **told))
+    features = tmp_path / "features"
+    train(data, tmp_path / "three", **changes, views=3)
+    assert len(list(features.iterdir())) == 3 and seen[-1][-1] == 3
+    images = seen[-1][2 if objective == "scst" else 1]
+    assert len(images) == 24
+    rows = images[list(range(24))]
+    assert len({tuple(row.flatten().float().tolist()) for row in rows}) == 24
+    with monkeypatch.context() as patched:
+        patched.setattr("minivl.train.features._encode", lambda *args: pytest.fail("encoded again"))
+        train(data, tmp_path / "again", **changes, views=3)
+    assert story(tmp_path / "again") == story(tmp_path / "three")
+    train(data, tmp_path / "four", **changes, views=4, mirror=True)
+    assert len(list(features.iterdir())) == 4
+    train(data, tmp_path / "others", **changes, views=3, no_mirror=True)
+    assert len(list(features.iterdir())) == 6  # never mirrored: two others
+    train(data, tmp_path / "wide", **changes, views=3, crop_scale=0.9)
+    assert len(list(features.iterdir())) == 8
+    losses = [step_losses(tmp_path / name) for name in ("three", "others", "wide")]
+    assert losses[0] != losses[1] != losses[2] != losses[0]
+
+
 def test_recipe_and_options(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "small.json").write_text(json.dumps({"about": "small", "epochs": 7, "width": 32}))
@@ -314,7 +378,7 @@ def test_a_pair_on_photographs(data: Path, frozen_pair: Path) -> None:
     state = model.visual.state_dict()
     assert {name for name in state if name not in vit} == {"head.weight"} and state["head.weight"].shape == (12, 24)
     assert all(torch.equal(tensor, state[name]) for name, tensor in vit.items())
-    start = train_p2.build_pair(train_p2.parse(options(data, frozen_pair, **PAIR)),
+    start = build_pair(train_p2.parse(options(data, frozen_pair, **PAIR)),
                                 minivl.load(data / "vit.safetensors"), model.tokenizer)  # type: ignore[arg-type]
     assert not torch.equal(start.visual.head.weight, model.visual.head.weight)  # type: ignore[arg-type]
     assert not torch.equal(start.text.blocks[0].mlp.fc1.weight, model.text.blocks[0].mlp.fc1.weight)
@@ -435,7 +499,7 @@ def test_a_clip_gives_its_image_tower_to_a_pair(data: Path, frozen_pair: Path, t
     ({"refs": 0}, "--refs 0"), ({"width": 15}, "15"), ({"heads": 3}, "3"), ({"dropout": 1.0}, "--dropout"),
     ({**SCENES, "smoothing": None, "beams": None, "scenes": 1}, "--scenes 1: give 2"),
     ({"encoder": "scenes_patch8_96"}, "--freeze-encoder: scenes_patch8_96 is a preset"),
-    ({"mirror": True, "freeze_encoder": None}, "--mirror"), ({"resume": True}, "nothing to resume"),
+    ({"resume": True}, "nothing to resume"),
     ({"nouns": True}, "--nouns is for the built-in scenes"),
     ({"objective": "caption", "embed_dim": None, "nouns": True}, "--nouns does not go with --objective caption")])
 def test_what_a_pair_does_not_take(data: Path, tmp_path: Path, changes: dict[str, Any], told: str,
@@ -763,7 +827,10 @@ def mistake(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ({"min_count": 1000}, "min_count=1000"),
     ({"vocab_size": 3}, "vocab_size=3"), ({"workers": -1}, "--workers -1"), ({"seed": -1}, "--seed -1"),
     ({"tokenizer": "none.json"}, "none.json: no such file"),
-    ({"mirror": True, "freeze_encoder": None}, "--mirror"),
+    ({"views": 1}, "--views 1: give 2 or more"), ({"views": 2, "freeze_encoder": None}, "--views is for --images with"),
+    ({"views": 2, **SCENES, "freeze_encoder": True}, "--views is for --images with"),
+    ({"crop_scale": 0.5}, "--crop-scale 0.5: it is for --views"),
+    ({"views": 2, "crop_scale": 0}, "--crop-scale 0.0: give a share above 0"),
     ({"mirror": True, "images": None, "captions": None, "val_captions": None}, "--mirror"),
     ({**SCENES, "scenes": 0}, "--scenes 0"), ({**SCENES, "val_scenes": 1}, "--val-scenes 1"),
     ({"resume": True}, "nothing to resume"), ({"out": None}, "--out"), ({"device": "tpu"}, "--device"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,44 @@ class Augment:
         unchanged = replace(self._preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         pixels = to_tensor(photo, unchanged, 1)[0].mul(255).round().to(torch.uint8)
         return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+@dataclass(frozen=True)
+class View:
+    """One drawn version of photos: of each a random part, perhaps mirrored, the same whenever it is asked for.
+
+    What is drawn belongs to (seed, bytes of the photo, number): the order of photos and what a set holds beside them
+    change nothing.
+
+    Attributes:
+        number: of the version.
+        seed: of the draws.
+        crop_scale: smallest share of the photo's area that is shown; the largest is all of it.
+        flip: probability of mirroring left to right.
+    """
+
+    number: int
+    seed: int = 0
+    crop_scale: float = 0.6
+    flip: float = 0.0
+
+    def augment(self, preprocessing: Preprocessing) -> Callable[[Photo, str], Tensor]:
+        """``(photo, SHA-256 of its bytes) -> (3, H, W)`` float32.
+
+        Raises:
+            InputError: as `Augment`.
+        """
+        return _Drawn(self, Augment(preprocessing, seed=self.seed, crop_scale=(self.crop_scale, 1.0), flip=self.flip))
+
+
+class _Drawn:
+    """A version of photos; worker processes get a copy."""
+
+    def __init__(self, view: View, change: Augment) -> None:
+        self._number, self._change = view.number, change
+
+    def __call__(self, photo: Photo, digest: str) -> Tensor:
+        return self._change(photo, self._number, int(digest[:16], 16))
 
 
 def _check_range(name: str, values: Sequence[float], high: float = float("inf")) -> None:

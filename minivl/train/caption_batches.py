@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,11 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 from ..data.augment import mixed
 from ..data.order import cuts
 from ..errors import InputError
-from ..text.tokenizer import Tokenizer
+from .caption_ids import Sequences
 from .distributed import ALONE, Processes
 from .features import Images
 
 IGNORED = -100  # target of a padded position
+FILLED = -1  # in place of a caption where a picture has no more
 POOL = 64  # batches among which captions of like length are brought together
 READ = ("refs", "all", "one")  # how many captions of a picture are read in an epoch
 
@@ -81,14 +83,14 @@ class Fetch:
         seed: of what is drawn for a caption.
     """
 
-    def __init__(self, images: Images, sequences: Sequence[Sequence[Tensor]], pad_id: int, seed: int = 0) -> None:
+    def __init__(self, images: Images, sequences: Sequences, pad_id: int, seed: int = 0) -> None:
         self._images, self._sequences, self._pad_id, self._seed = images, sequences, pad_id, seed
 
     def __call__(self, plan: Plan) -> Batch:
         inputs, targets = [], []
         for look in plan.looks:
             for place in look.captions:
-                row = self._sequences[look.photo][place or 0]
+                row = self._sequences.caption(look.photo, place or 0)
                 inputs.append(row[:-1] if place is not None else row[:1])
                 targets.append(row[1:] if place is not None else torch.tensor([IGNORED]))
         seeds = [[mixed(self._seed, "captions", plan.epoch, look.photo, str(look.captions), row) for row in
@@ -141,33 +143,34 @@ class Plans:
         """The plans of an epoch from number `start` on."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         looks = self._looks(generator)
-        batches = [looks[first:first + self._together] for first in range(0, len(looks), self._together)]
-        if self._bucket:
-            batches = [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
-        for number, whole in enumerate(batches[start:], start):
+        order = torch.randperm(self.steps, generator=generator) if self._bucket else torch.arange(self.steps)
+        for number in range(start, self.steps):
+            first = int(order[number]) * self._together
+            whole = [looks[place] for place in range(first, min(first + self._together, len(looks)))]
             first, last = cuts(len(whole), self._processes.count)[self._processes.rank]
             yield Plan(whole[first:last] or whole[:1], epoch, sum(map(self._tokens, whole)), last > first,
-                       (epoch + number / len(batches)) / self._epochs)
+                       (epoch + number / self.steps) / self._epochs)
 
-    def _looks(self, generator: torch.Generator) -> list[Look]:
+    def _looks(self, generator: torch.Generator) -> _Looks:
         """All of an epoch, in order."""
-        looks = []
-        for photo in torch.randperm(len(self._lengths), generator=generator).tolist():
+        photos, captions, views = array("q"), array("i"), array("i")
+        for photo in map(int, torch.randperm(len(self._lengths), generator=generator).numpy()):
             count, refs = len(self._lengths[photo]), self._refs
             drawn: list[int] = torch.randperm(count, generator=generator).tolist()
             for first in range(0, count if self._all else 1, refs):
-                places: list[int | None] = [drawn[place % count] for place in range(first, first + refs)]
-                if self._all:
-                    places[count - first:] = [None] * (first + refs - count)
-                view = int(torch.randint(self._views, (), generator=generator))
-                looks.append(Look(photo, tuple(places), view))
+                captions.extend(drawn[place % count] if place < count or not self._all else FILLED
+                                for place in range(first, first + refs))
+                views.append(int(torch.randint(self._views, (), generator=generator)))
+                photos.append(photo)
+        looks = _Looks(np.array(photos), np.array(captions).reshape(-1, self._refs), np.array(views))
         if self._all:  # those of a picture apart
-            looks = [looks[place] for place in torch.randperm(len(looks), generator=generator).tolist()]
+            looks = looks.ordered(torch.randperm(len(looks), generator=generator).numpy())
         if not self._bucket:
             return looks
+        longest = np.array([max(self._each(look)) for look in map(looks.__getitem__, range(len(looks)))])
         pool = POOL * self._together
-        return [look for first in range(0, len(looks), pool)
-                for look in sorted(looks[first:first + pool], key=self._longest)]
+        return looks.ordered(np.concatenate([first + np.argsort(longest[first:first + pool], kind="stable")
+                                             for first in range(0, len(looks), pool)]))
 
     def _each(self, look: Look) -> list[int]:
         return [self._lengths[look.photo][place] for place in look.captions if place is not None]
@@ -175,14 +178,28 @@ class Plans:
     def _tokens(self, look: Look) -> int:
         return sum(self._each(look))
 
-    def _longest(self, look: Look) -> int:
-        return max(self._each(look))
 
+class _Looks:
+    """`Look`s in arrays.
 
-def encode_captions(captions: Sequence[str], tokenizer: Tokenizer, max_len: int) -> list[Tensor]:
-    """<BOS> words <EOS> as ids, at most max_len + 1 of them: a longer caption is cut and has no <EOS>."""
-    encoded = tokenizer.encode_batch(captions)
-    return [torch.tensor([tokenizer.bos_id, *ids, tokenizer.eos_id][: max_len + 1]) for ids in encoded]
+    Args:
+        photos, views: (n,).
+        captions: (n, r); `FILLED` stands for None.
+    """
+
+    def __init__(self, photos: np.ndarray, captions: np.ndarray, views: np.ndarray) -> None:
+        self._photos, self._captions, self._views = photos, captions, views
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def __getitem__(self, place: int) -> Look:
+        captions = tuple(None if one == FILLED else one for one in self._captions[place].tolist())
+        return Look(int(self._photos[place]), captions, int(self._views[place]))
+
+    def ordered(self, places: np.ndarray) -> _Looks:
+        """The same in another order."""
+        return _Looks(self._photos[places], self._captions[places], self._views[places])
 
 
 def uniform(seeds: Tensor, columns: int, stream: int = 0) -> Tensor:

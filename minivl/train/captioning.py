@@ -4,104 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from ..data.order import cuts
 from ..data.workers import fetched
 from ..errors import InputError
-from ..images import Preprocessing, preprocess
 from ..loading import save
 from ..metrics.cider import cider
 from ..metrics.docfreq import DocFreq
 from ..metrics.score import Score
 from ..models.captioner import Caption, Captioner
-from ..models.clip import CLIP
 from ..models.decoder import Memory
 from ..models.vit import ViTConfig
-from .caption_batches import IGNORED, Batch, Fetch, Look, Plan, Plans, encode_captions, uniform
+from .caption_batches import IGNORED, Batch, Fetch, Look, Plan, Plans, uniform
+from .caption_ids import Sequences, encode_captions
 from .distributed import ALONE, Processes
-from .features import Features, Images
-
-
-class Photos:
-    """Photos read and preprocessed each time they are asked for.
-
-    Args:
-        files: the photos.
-        model: whose preprocessing applies.
-    """
-
-    def __init__(self, files: Sequence[Path], model: Captioner | CLIP) -> None:
-        self._files, self._model = list(files), _Recipe(model.preprocessing, model.cell)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, photos: Sequence[int]) -> Tensor:
-        """(len(photos), 3, H, W)."""
-        return preprocess([self._files[photo] for photo in photos], self._model)[0]
-
-
-class _Recipe(NamedTuple):
-    """What `preprocess` reads of a model, without its weights (worker processes get a copy)."""
-
-    preprocessing: Preprocessing | None
-    cell: tuple[int, int]
-
-
-class Pixels:
-    """Pictures of one size kept in memory as bytes.
-
-    Args:
-        pixels: (n, H, W, 3) uint8.
-        preprocessing: its mean and std apply.
-    """
-
-    def __init__(self, pixels: np.ndarray, preprocessing: Preprocessing) -> None:
-        if tuple(pixels.shape[1:3]) != preprocessing.size:
-            raise InputError(f"pixels of {pixels.shape[1:3]}, the model takes {preprocessing.size}")
-        self._pixels = torch.from_numpy(pixels)
-        self._mean = torch.tensor(preprocessing.mean)[:, None, None]
-        self._std = torch.tensor(preprocessing.std)[:, None, None]
-
-    def __len__(self) -> int:
-        return len(self._pixels)
-
-    def __getitem__(self, photos: Sequence[int]) -> Tensor:
-        """(len(photos), 3, H, W)."""
-        chosen = self._pixels[torch.as_tensor(photos)].permute(0, 3, 1, 2)
-        return (chosen.float() / 255 - self._mean) / self._std
-
-    def photos(self) -> list[Image.Image]:
-        """The pictures as they were."""
-        return [Image.fromarray(pixels) for pixels in self._pixels.numpy()]
-
-
-class Views:
-    """Several versions of the same pictures (mirrored features, say): which one is drawn per look.
-
-    A number i of the first len(views[0]) pictures with version v is asked for as ``i + v * len(views[0])``.
-
-    Args:
-        views: alike in length and shape.
-    """
-
-    def __init__(self, views: Sequence[Features]) -> None:
-        self._views = list(views)
-
-    def __len__(self) -> int:
-        return sum(len(view) for view in self._views)
-
-    def __getitem__(self, photos: Sequence[int]) -> Tensor:
-        """Rows of the asked versions."""
-        count = len(self._views[0])
-        return torch.cat([self._views[photo // count][[photo % count]] for photo in photos])
+from .features import Images
 
 
 class TeacherForced(nn.Module):
@@ -207,9 +129,9 @@ class CaptionTask:
                              f"to this decoder's {longest}")
         if drop_tokens and not isinstance(encoder, ViTConfig):
             raise InputError(f"drop_tokens={drop_tokens}: only a ViT has as many tokens for every picture; give 0")
-        sequences, val_sequences = ([encode_captions(list(told), tokenizer, max_len) for told in one]
+        sequences, val_sequences = (Sequences(encode_captions(list(told), tokenizer, max_len) for told in one)
                                     for one in (captions, val_captions.values()))
-        self._plans = Plans([[len(row) - 1 for row in rows] for rows in sequences], batch_size=batch_size, refs=refs,
+        self._plans = Plans(sequences.lengths, batch_size=batch_size, refs=refs,
                             seed=seed, views=views, read=read, bucket=bucket, epochs=epochs, processes=processes)
         pad_id = model.config.decoder.pad_id
         self._train = Fetch(images, sequences, pad_id, seed)
@@ -223,13 +145,13 @@ class CaptionTask:
         self._pin = model.decoder.embed.weight.device.type == "cuda"
         self._signature: str | None = None  # of the last score
         self.steps = self._plans.steps
-        self.cut = sum(int(row[-1]) != tokenizer.eos_id for rows in sequences for row in rows)
+        self.cut = sequences.cut(tokenizer.eos_id)
 
     # -- training ----------------------------------------------------------------------------------------
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """This process's share of each batch of an epoch, in an order of (seed, epoch)."""
-        return fetched(self._train, list(self._plans.of(epoch, start)), workers=self._workers, pin=self._pin)
+        return fetched(self._train, self._plans.of(epoch, start), workers=self._workers, pin=self._pin)
 
     def parts(self, batch: Batch) -> list[tuple[Batch, float]]:
         """Micro-batches, weighted by their tokens among those of the whole batch."""

@@ -1,8 +1,8 @@
 """Features of a frozen encoder, computed once and memory-mapped.
 
-A cache lies in a folder whose name is a hash of the weights, the preprocessing, the dtype and the view, and
-every row is found by the hash of its photo's bytes: a stale row cannot be read, and a changed photo is
-computed anew.
+A cache lies in a folder whose name is a hash of the weights, the preprocessing, the dtype and the view (mirrored or
+how it is augmented), and every row is found by the hash of its photo's bytes: a stale row cannot be read, and a changed
+photo is computed anew.
 """
 
 from __future__ import annotations
@@ -13,22 +13,27 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.augment import View
+from ..data.pictures import Files, Members
+from ..data.workers import fetched
 from ..errors import InputError, some
 from ..files import read_json, sha256, tensor_bytes, write_json
-from ..images import preprocess
+from ..images import Preprocessing, preprocess
 from ..models.vit import ViT
 from .loop import PRECISIONS, autocast
 
 # fields of a ViT's config that change no feature, or are told by another (norm_after_pool, by which tensors there are)
 IDLE = ("num_classes", "dropout", "attn_dropout", "drop_path", "head_bias", "resize", "norm_after_pool")
+
+Progress = Callable[..., Iterable[Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +49,13 @@ class Images(Protocol):
         ...
 
 
+class Recipe(NamedTuple):
+    """What `preprocess` reads of a model, without its weights (worker processes get a copy)."""
+
+    preprocessing: Preprocessing | None
+    cell: tuple[int, int]
+
+
 class Features:
     """Tokens of many photos on disk.
 
@@ -55,7 +67,7 @@ class Features:
     """
 
     def __init__(self, file: Path, rows: Sequence[int], shape: tuple[int, int], dtype: torch.dtype) -> None:
-        self._file, self._rows, self._shape, self._dtype = file, list(rows), shape, dtype
+        self._file, self._rows, self._shape, self._dtype = file, np.array(rows, np.int64), shape, dtype
         self._map: np.memmap | None = None
 
     def __len__(self) -> int:
@@ -66,19 +78,20 @@ class Features:
         if self._map is None:  # opened where it is read, so that a worker process maps it itself
             self._map = np.memmap(self._file, dtype=np.uint8, mode="r")
         size = self._shape[0] * self._shape[1] * self._dtype.itemsize
-        rows = [self._rows[photo] for photo in photos]
+        rows = self._rows[list(photos)].tolist()
         data = np.stack([self._map[row * size:(row + 1) * size] for row in rows])
         return torch.from_numpy(data).view(self._dtype).unflatten(1, self._shape)
 
 
-def encoder_key(encoder: ViT, dtype: str, flip: bool) -> str:
+def encoder_key(encoder: ViT, dtype: str, flip: bool, view: View | None = None) -> str:
     """Hash of all that decides a feature beside the photo."""
     if encoder.preprocessing is None:
         raise InputError("the encoder's preprocessing is unknown, so its features cannot be cached")
     # Only what departs from the defaults, so that a field added to the config makes no cache stale.
     config = {field.name: value for field in fields(encoder.config)
               if (value := getattr(encoder.config, field.name)) != field.default and field.name not in IDLE}
-    digest = hashlib.sha256(json.dumps([config, encoder.preprocessing.to_dict(), dtype, flip],
+    shown = flip if view is None else asdict(view)
+    digest = hashlib.sha256(json.dumps([config, encoder.preprocessing.to_dict(), dtype, shown],
                                        sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
@@ -86,49 +99,70 @@ def encoder_key(encoder: ViT, dtype: str, flip: bool) -> str:
     return digest.hexdigest()[:16]
 
 
-def compute_features(encoder: ViT, photos: Sequence[Path], cache: str | os.PathLike[str], *,
-                     dtype: str = "bf16", flip: bool = False, batch_size: int = 64,
-                     progress: Callable[..., Iterable[Any]] | None = None) -> Features:
+def hash_photos(photos: Sequence[Path] | Files | Members, progress: Progress | None = None) -> list[str]:
+    """SHA-256 of the bytes of each photo.
+
+    Args:
+        photos: files, or photos of shards.
+        progress: tqdm-like: called with (iterable, total=, desc=).
+
+    Raises:
+        InputError: a photo that cannot be read.
+    """
+    places: Iterable[int] = range(len(photos))
+    if progress is not None:
+        places = progress(places, total=len(photos), desc="hashing photos")
+    if isinstance(photos, (Files, Members)):
+        return [photos.digest(place) for place in places]
+    return [sha256(photos[place]) for place in places]
+
+
+def compute_features(encoder: ViT, photos: Sequence[Path] | Files | Members, cache: str | os.PathLike[str], *,
+                     dtype: str = "bf16", flip: bool = False, view: View | None = None,
+                     hashes: Sequence[str] | None = None, batch_size: int = 64, workers: int = 0,
+                     progress: Progress | None = None) -> Features:
     """Features of photos, from the cache where they are there.
 
     Args:
         encoder: frozen, with known preprocessing.
-        photos: files.
+        photos: files, or photos of shards.
         cache: folder of all caches.
         dtype: "bf16" or "fp32", of the computation (by autocast) and of the stored rows.
         flip: of the photos mirrored left to right.
+        view: of this drawn version of them.
+        hashes: `hash_photos` of them, if they are known.
         batch_size: photos encoded together.
+        workers: processes that read photos.
         progress: tqdm-like: called with (iterable, total=, desc=).
 
     Returns:
         `Features`; row i belongs to ``photos[i]``.
 
     Raises:
-        InputError: a photo that does not open, or a dtype that is not known.
+        InputError: a photo that does not open, a dtype that is not known, or a view together with flip.
     """
     if dtype not in PRECISIONS:
         raise InputError(f"feature dtype {dtype!r}: give one of {some(PRECISIONS)}")
-    folder = Path(cache) / encoder_key(encoder, dtype, flip)
+    if flip and view is not None:
+        raise InputError("flip and view: a view has its own mirroring; give one of them")
+    show = _Show(photos, encoder, flip, view)
+    folder = Path(cache) / encoder_key(encoder, dtype, flip, view)
     folder.mkdir(parents=True, exist_ok=True)
-    named: Iterable[Path] = photos
-    if progress is not None:
-        named = progress(photos, total=len(photos), desc="hashing photos")
-    hashes = [sha256(photo) for photo in named]
+    hashes = hash_photos(photos, progress) if hashes is None else hashes
     shape = (encoder.config.n_tokens, encoder.config.width)
     file, index_file = folder / "rows.bin", folder / "rows.json"
     with _locked(folder / "lock"):
         index = _read_index(index_file, file, shape[0] * shape[1] * PRECISIONS[dtype].itemsize)
-        missing = {digest: photo for digest, photo in zip(hashes, photos) if digest not in index}
+        missing = {digest: place for place, digest in enumerate(hashes) if digest not in index}
         todo = list(missing.items())
-        starts: Iterable[int] = range(0, len(todo), batch_size)
+        parts = [todo[start:start + batch_size] for start in range(0, len(todo), batch_size)]
+        shown: Iterable[Tensor] = fetched(show, parts, workers=workers)
         if progress is not None and todo:
-            starts = progress(starts, total=-(-len(todo) // batch_size), desc="encoding photos")
+            shown = progress(shown, total=len(parts), desc="encoding photos")
         encoder.eval()
-        for number, start in enumerate(starts, 1):
-            part = todo[start:start + batch_size]
-            images, _ = preprocess([photo for _, photo in part], encoder)
-            rows = _encode(encoder, images.flip(-1) if flip else images, dtype)
-            index_due = number % 16 == 0 or start + batch_size >= len(todo)
+        for number, (images, part) in enumerate(zip(shown, parts), 1):
+            rows = _encode(encoder, images, dtype)
+            index_due = number % 16 == 0 or number == len(parts)
             with open(file, "r+b" if file.exists() else "wb") as opened:
                 # rows behind the index are leftovers of a run that was stopped: write over them
                 opened.seek(len(index) * rows[0].numel() * rows.element_size())
@@ -140,6 +174,23 @@ def compute_features(encoder: ViT, photos: Sequence[Path], cache: str | os.PathL
             if index_due:
                 write_json(index_file, index)
     return Features(file, [index[digest] for digest in hashes], shape, PRECISIONS[dtype])
+
+
+class _Show:
+    """Makes of photos, by hash and place, what the encoder is given; worker processes get a copy."""
+
+    def __init__(self, photos: Sequence[Path] | Files | Members, encoder: ViT, flip: bool, view: View | None) -> None:
+        self._photos, self._recipe, self._flip = photos, Recipe(encoder.preprocessing, encoder.cell), flip
+        if view is not None and encoder.preprocessing is None:
+            raise InputError("the encoder's preprocessing is unknown, so photos cannot be given to it")
+        self._augment = None if view is None or encoder.preprocessing is None else view.augment(encoder.preprocessing)
+
+    def __call__(self, part: Sequence[tuple[str, int]]) -> Tensor:
+        """(B, 3, H, W)."""
+        if self._augment is not None:
+            return torch.stack([self._augment(self._photos[place], digest) for digest, place in part])
+        images, _ = preprocess([self._photos[place] for _, place in part], self._recipe)
+        return images.flip(-1) if self._flip else images
 
 
 def _read_index(index_file: Path, file: Path, row_size: int) -> dict[str, int]:
@@ -164,7 +215,7 @@ def _encode(encoder: ViT, images: Tensor, dtype: str) -> Tensor:
 
 
 def encode_images(encoder: ViT, images: Images, *, dtype: str = "bf16", batch_size: int = 64,
-                  progress: Callable[..., Iterable[Any]] | None = None) -> Tensor:
+                  progress: Progress | None = None) -> Tensor:
     """Features of pictures that are no files, kept in memory: (n, N, D) on the CPU; see `compute_features`."""
     starts: Iterable[int] = range(0, len(images), batch_size)
     if progress is not None:
