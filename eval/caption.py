@@ -57,9 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.out.suffix.lower() not in (".json", ".jsonl") or args.out.is_dir() or lines != (args.format == "jsonl"):
         raise InputError(f"--out {args.out}: format {args.format} is written as a "
                          f"{'.jsonl' if args.format == 'jsonl' else '.json'} file, name one")
-    nearest = next(path for path in args.out.absolute().parents if path.exists())
-    if not nearest.is_dir():
-        raise InputError(f"--out {args.out}: {nearest} is a file, no folder can be made there")
+    programs.check_place("--out", args.out)
     count = options.samples or options.n_best
     if count > 1 and args.format != "jsonl":
         raise InputError(f"--format {args.format} has room for one caption per photo, and {count} are asked for: give "

@@ -85,8 +85,8 @@ def captions_of(path: Path, images: Images, partial: bool) -> Captions:
     if not images.references:
         wrong.pop("missing", None)
     if wrong and not partial:
-        raise InputError(f"does not fit {images.source}: {told(wrong)}; --partial scores the {len(matched.keys)} "
-                         "images that have a caption", source=path)
+        raise InputError(f"does not fit {images.source}: {told(wrong)}; --partial scores what there is, "
+                         f"{len(matched.keys)} images", source=path)
     return Captions({name: read.captions[key] for name, key in matched.keys.items()}, matched.keys, wrong, str(path))
 
 

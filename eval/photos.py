@@ -42,14 +42,7 @@ def check_options(args: argparse.Namespace) -> None:
     programs.check_common(args)
     if args.out.suffix.lower() != ".csv" or args.out.is_dir():
         raise InputError(f"--out {args.out}: the predictions are written as a .csv file, name one")
-    check_folder("--out", args.out)
-
-
-def check_folder(option: str, path: Path) -> None:
-    """Raise InputError where no folder for `path` can be made."""
-    nearest = next(one for one in path.absolute().parents if one.exists())
-    if not nearest.is_dir():
-        raise InputError(f"{option} {path}: {nearest} is a file, no folder can be made there")
+    programs.check_place("--out", args.out)
 
 
 # -- photos and labels ---------------------------------------------------------------------------------------

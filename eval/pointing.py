@@ -41,6 +41,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             raise InputError(f"--{name} {getattr(args, name)}: give {least} or more")
     if args.out is not None and args.out.suffix.lower() != ".png":
         raise InputError(f"--out {args.out}: the picture is written as .png, name it so")
+    if args.out is not None:
+        programs.check_place("--out", args.out)
     return args
 
 

@@ -33,6 +33,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     programs.check_common(args)
     if args.scenes < 1:
         raise InputError(f"--scenes {args.scenes}: give 1 or more")
+    programs.check_place("--out", args.out)
     return args
 
 

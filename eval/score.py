@@ -6,12 +6,12 @@ between two sets of captions with its interval.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.judge import LABELS, METRICS, Captions, Images, Judge, captions_of, images_of, only
-from eval.photos import check_folder
 from minivl import programs
 from minivl.data.predictions import told
 from minivl.errors import InputError, some
@@ -24,6 +24,7 @@ from minivl.metrics.tokens import NAMED
 from minivl.train.ranking import photos_of
 
 FORMAT = "minivl caption scores 1"
+MEANS = ("cider_d", "cider", "rouge_l", "clip_score", "ref_clip_score")  # of their images' (or 0, if that is below)
 USUAL = tuple(metric for metric in METRICS if metric != "cider")
 
 
@@ -92,7 +93,7 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"{option} {path}: a {suffix} file is written, name one")
         if path.resolve() in given:
             raise InputError(f"{option} {path}: it would replace what is read")
-        check_folder(option, path)
+        programs.check_place(option, path)
 
 
 # -- results -------------------------------------------------------------------------------------------------
@@ -114,7 +115,11 @@ def is_scores(path: Path) -> bool:
         data = read_json(path)
     except InputError:  # JSON lines, say; who reads it as predictions tells what is wrong with it
         return False
-    return isinstance(data, dict) and data.get("format") == FORMAT
+    told = data.get("format") if isinstance(data, dict) else None
+    if isinstance(told, str) and told != FORMAT and told.startswith(FORMAT.rstrip("0123456789")):
+        raise InputError(f"was written by another version (format {told!r:.60}, {FORMAT!r} is needed): score its "
+                         "predictions anew", source=path)
+    return bool(told == FORMAT)
 
 
 def read_scores(path: Path, names: Sequence[str]) -> dict[str, Score]:
@@ -129,9 +134,26 @@ def read_scores(path: Path, names: Sequence[str]) -> dict[str, Score]:
         if apart := sorted({*names} ^ {*per_image}):
             raise InputError(f"is of {len(per_image)} images, not of these {len(names)}; on one side only: "
                              f"{some(map(repr, apart), 3)} (give its predictions, with --partial)", source=path)
-        return {name: Score(one["score"] + 0, {image: float(per_image[image][name]) for image in names
-                                               if name in per_image[image]}, str(one["signature"]))
-                for name, one in data["scores"].items()}
+        saved = {name: Score(one["score"] + 0, {image: per_image[image][name] for image in names
+                                                if name in per_image[image]}, str(one["signature"]))
+                 for name, one in data["scores"].items()}
+        for name, score in saved.items():
+            check_saved(name, score, names)
+        return saved
+
+
+def check_saved(name: str, score: Score, names: Sequence[str]) -> None:
+    """Raise ValueError for a score that was read and whose images' numbers are not what they must be."""
+    if score.per_item and len(score.per_item) != len(names):
+        raise ValueError(f"{name} is missing of {len(names) - len(score.per_item)} images")
+    for image, value in score.per_item.items():
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(one, bool) or not isinstance(one, (int, float)) or not math.isfinite(one) for one in values):
+            raise ValueError(f"{name} of {image} is {value!r:.60}, no number")
+    if name in MEANS and score.per_item:
+        mean = math.fsum(score.per_item.values()) / len(names)
+        if abs(max(mean, 0.0) - score.score) > 1e-9 and abs(mean - score.score) > 1e-9:
+            raise ValueError(f"{name} is {score.score}, and {mean} is the mean of its images'")
 
 
 def print_scores(args: argparse.Namespace, captions: Captions, images: Images, scores: Mapping[str, Score]) -> None:
@@ -160,12 +182,12 @@ class Difference(NamedTuple):
 
 def differences_of(ours: Mapping[str, Score], theirs: Mapping[str, Score], seed: int, source: Path
                    ) -> dict[str, Difference | None]:
-    """Every number of ours less that of theirs; None where they have none.
+    """Every number of ours less that of theirs; None where only one of us has it.
 
     Raises:
         InputError: a number of another signature.
     """
-    found: dict[str, Difference | None] = {}
+    found: dict[str, Difference | None] = {name: None for name in theirs if name not in ours}
     for name, score in ours.items():
         other = theirs.get(name)
         if other is None:
@@ -185,7 +207,7 @@ def differences_of(ours: Mapping[str, Score], theirs: Mapping[str, Score], seed:
     return found
 
 
-def print_differences(args: argparse.Namespace, differences: Mapping[str, Difference | None],
+def print_differences(args: argparse.Namespace, differences: Mapping[str, Difference | None], ours: Mapping[str, Score],
                       theirs: Captions | None) -> None:
     """A line per number: how much higher it is, and how sure that is."""
     head = f"{args.predictions} less {args.compare}: difference, 95 % interval over images, p"
@@ -196,7 +218,7 @@ def print_differences(args: argparse.Namespace, differences: Mapping[str, Differ
     for name, found in differences.items():
         values: dict[str, Any] = {"compared": name, "difference": None if found is None else found.value}
         if found is None:
-            text = f"not in {args.compare}"
+            text = f"not in {args.compare}" if name in ours else f"only in {args.compare}"
         else:
             number = f"{found.value:+10d}" if isinstance(found.value, int) else f"{found.value:+10.4f}"
             text = f"{number}  no interval: {found.reason}"
@@ -233,7 +255,7 @@ def main(argv: Sequence[str] | None) -> None:
     differences = differences_of(scores, others, args.seed, args.compare) if args.compare is not None else {}
     print_scores(args, ours, images, scores)
     if differences:
-        print_differences(args, differences, theirs)
+        print_differences(args, differences, scores, theirs)
     if args.out is not None:
         write_json(args.out, written(images, ours, scores))
         programs.report(args, {"path": str(args.out)}, f"scores of every image: {args.out}")

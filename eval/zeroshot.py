@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eval.photos import (Classes, Photos, add_options, check_folder, check_options, labels_of, print_scores,
-                         read_photos, write_predictions)
+from eval.photos import (Classes, Photos, add_options, check_options, labels_of, print_scores, read_photos,
+                         write_predictions)
 from minivl import programs
 from minivl.data.labels import ClassTable, find_table, read_table
 from minivl.errors import InputError, some
@@ -61,7 +61,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.top5 is not None:
         if args.top5.suffix.lower() != ".png" or args.top5.is_dir():
             raise InputError(f"--top5 {args.top5}: the picture is written as a .png file, name one")
-        check_folder("--top5", args.top5)
+        programs.check_place("--top5", args.top5)
     elif args.top5_photos is not None:
         raise InputError(f"--top5-photos {args.top5_photos}: nothing is drawn without --top5 PICTURE.png")
     args.top5_photos = SHOWN if args.top5_photos is None else args.top5_photos
@@ -139,8 +139,11 @@ def prompts_of(clip: CLIP, classes: Classes, templates: Sequence[Template]) -> l
     prompts = [[prompt(text, name, mend=mend) for name in classes.names] for text, mend in templates]
     unknown = clip.tokenizer.unk_id
     if unknown is not None:
-        strange = [name for name, ids in zip(classes.names, clip.tokenizer.encode_batch(map(spoken, classes.names)))
-                   if unknown in ids]
+        told = [spoken(name).split() for name in classes.names]
+        words = sorted({word for one in told for word in one})
+        known = {word: bool(ids) and unknown not in ids  # tokenizers may leave out what they do not know
+                 for word, ids in zip(words, clip.tokenizer.encode_batch(words))}
+        strange = [name for name, one in zip(classes.names, told) if not all(known[word] for word in one)]
         if strange:
             log.warning("%d of %d class names have words that this CLIP does not know: %s", len(strange),
                         len(classes.names), some(map(repr, strange), 4))
@@ -261,7 +264,8 @@ def main(argv: Sequence[str] | None) -> None:
     write(args, photos, found, classes.words(args.label_names))
     signature = signature_of(args, clip_name(clip, args.weights, precision), templates, prompts)
     several = f" by the ensemble of {len(templates)} templates" if len(templates) > 1 else ""
-    without = "" if labels is not None or args.unlabelled else " (no labels in their names, hence no scores)"
+    without = "" if labels is not None or args.unlabelled else (
+        " (no labels in the names of these files or of the folders they lie in, hence no scores)")
     programs.report(args, {"path": str(args.out), "photos": len(photos.files), "labelled": labels is not None,
                            "signature": signature},
                     f"{args.out}: the classes of {len(photos.files)} photos{several}{without}\n{signature}")

@@ -70,6 +70,15 @@ def check_common(args: argparse.Namespace) -> None:
         raise InputError(f"--seed {args.seed}: give a number from 0 to {2 ** 31 - 1}")
 
 
+def check_place(option: str, path: Path) -> None:
+    """Raise InputError where nothing can be written at `path`, before any work is done for it."""
+    nearest = next(one for one in path.absolute().parents if one.exists())
+    if not nearest.is_dir():
+        raise InputError(f"{option} {path}: {nearest} is a file, no folder can be made there")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {path}: the folder {nearest} cannot be written to, name another place")
+
+
 def device_of(name: str) -> torch.device:
     """The device of --device.
 

@@ -243,7 +243,8 @@ def test_reward_of_tokens() -> None:
 @pytest.mark.parametrize("pairs, words", [
     ([("x", "a dog"), ("new", "a"), ("other", "b")], "2 captions are of images without references: 'new', 'other'"),
     ([("x", None)], "candidate of 'x' is a NoneType"),
-    ([("x", ["a", "dog"])], "candidate of 'x' is a list"),
+    ([("x", ["a", "dog"])], "candidate of 'x' is a list"), ([3], r"pair 0 is 3: give \(id of an image, caption\)"),
+    ("ab", "pair 0 is 'a'"),
 ])
 def test_scorer_refuses(pairs: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
@@ -349,3 +350,10 @@ def test_equals_pycocoevalcap_on_real_captions(shared: Path, file: str, images: 
     agree(result, theirs(candidates, references))
     assert between[0] < result.score < between[1]
     assert result.signature == f"cider-d|n4|s6.0|df:corpus({images})|tok:ptb-coco|v1"
+
+
+@pytest.mark.parametrize("options, words", [({"sigma": "6"}, "sigma='6' must be a number above 0"),
+                                            ({"sigma": True}, "sigma=True"), ({"n": 101}, "n=101 .* from 1 to 100")])
+def test_options_out_of_range(options: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Scorer(REFERENCES, **options)

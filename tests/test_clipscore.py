@@ -242,3 +242,9 @@ def test_presets_that_cannot_be() -> None:
     for name in ("torchmetrics", "course"):
         with pytest.raises(InputError, match=f"preset '{name}' defines no RefCLIPScore; there is: hessel"):
             ref_clip_score(*pair, torch.ones(3, 2, 3), preset=name)
+
+
+def test_a_name_that_no_signature_can_hold() -> None:
+    rows = torch.randn(3, 4)
+    with pytest.raises(InputError, match="model='a\\|b': a signature holds"):
+        clip_score(rows, rows, preset="hessel", model="a|b")

@@ -130,6 +130,9 @@ def test_bleu_is_refused() -> None:
         compare(result, result)  # type: ignore[arg-type]
 
 
-def test_samples_must_be_some() -> None:
-    with pytest.raises(InputError, match="samples=0"):
-        compare(score([1, 2]), score([1, 2]), samples=0)
+@pytest.mark.parametrize("options, words", [
+    ({"samples": 0}, "samples=0"), ({"samples": 2.5}, "samples=2.5"), ({"samples": True}, "samples=True"),
+    ({"seed": -1}, "seed=-1"), ({"seed": "x"}, "seed='x'")])
+def test_draws_are_whole_numbers(options: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        compare(score([1, 2]), score([1, 2]), **options)

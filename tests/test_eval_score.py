@@ -272,8 +272,8 @@ def test_what_does_not_fit_is_an_error_or_counted(place: Place, capsys: pytest.C
     assert str(caught.value) == (
         f"{place.folder / 'pred.json'}: does not fit {place.folder / 'refs.json'}: images without a caption: 3 "
         f"({', '.join(map(repr, NAMES[:3]))}); captions of no image there: 2 ('x.png', 'y.png'); images with several "
-        f"captions: 2 ('{NAMES[3]}', '{NAMES[5][:12]}'); empty captions: 1 ('{NAMES[4]}'); --partial scores the 37 "
-        "images that have a caption")
+        f"captions: 2 ('{NAMES[3]}', '{NAMES[5][:12]}'); empty captions: 1 ('{NAMES[4]}'); --partial scores what "
+        "there is, 37 images")
     saved = place.saved("--partial", "--metrics", "cider-d", "--json")
     head = rows(capsys)[0]
     assert head["left_out"] == {"missing": 3, "extra": 2, "doubled": 2, "empty": 1} and head["captions"] == 37
@@ -360,6 +360,30 @@ def test_damaged_scores_are_one_line(key: str, place: Place) -> None:
         path = place.write("damaged.json", wrong)
         with pytest.raises(InputError, match="damaged.json: is damaged"):
             place.run("--compare", path)
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (None, "cider_d is missing of 1 images"), (True, "is True, no number"), ("3", "is '3', no number"),
+    (float("nan"), "is nan, no number"), (9.5, "is the mean of its images'")])
+def test_a_damaged_number_is_told(wrong: Any, words: str, place: Place) -> None:
+    saved = place.saved()
+    of_image = saved["per_image"][NAMES[3]]
+    of_image.pop("cider_d")
+    if wrong is not None:
+        of_image["cider_d"] = wrong
+    with pytest.raises(InputError, match=f"damaged.json: is damaged: .*{words}"):
+        place.run("--compare", place.write("damaged.json", saved))
+    with pytest.raises(InputError, match="other.json: was written by another version"):
+        place.run("--compare", place.write("other.json", {**saved, "format": "minivl caption scores 9"}))
+
+
+def test_numbers_of_one_side_only_are_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.saved("--metrics", "rouge-l", "bleu")
+    capsys.readouterr()
+    place.run("--metrics", "rouge-l", "cider-d", "--compare", place.folder / "new" / "scores.json")
+    told = capsys.readouterr().out
+    path = place.folder / "new" / "scores.json"
+    assert f"BLEU-4       only in {path}" in told and f"CIDEr-D      not in {path}" in told
 
 
 # -- mistakes ------------------------------------------------------------------------------------------------

@@ -182,3 +182,17 @@ def test_progress_passes_everything_on(capsys: pytest.CaptureFixture[str]) -> No
     assert list(programs.progress(range(5), total=5, desc="counting")) == [0, 1, 2, 3, 4]
     assert capsys.readouterr().out == ""
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_places_to_write_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    programs.check_place("--out", tmp_path / "new" / "deep" / "a.json")
+    with pytest.raises(InputError, match="--out .*file/a.json: .*file is a file, no folder can be made there"):
+        programs.check_place("--out", tmp_path / "file" / "a.json")
+    assert {path.name for path in tmp_path.iterdir()} == {"file"}
+
+
+def test_a_folder_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(InputError, match="--out .*a.json: the folder .* cannot be written to, name another place"):
+        programs.check_place("--out", tmp_path / "a.json")

@@ -357,3 +357,8 @@ def test_speed(shared: Path) -> None:
         run_java([ptb.LINE_BREAKS.sub(" ", line) for line in lines])
         print(f"Java with its start: {time.perf_counter() - start:.3f} s")
     assert min(taken) < 0.15
+
+
+def test_one_string_is_no_list_of_captions() -> None:
+    with pytest.raises(InputError, match="one string is given \\('a dog'\\), a list of captions is needed"):
+        ptb.tokenize_all("a dog")

@@ -125,8 +125,8 @@ class Scorer:
                  tokenize: str | Tokenize = "ptb-coco") -> None:
         if variant not in VARIANTS:
             raise InputError(f"variant={variant!r} is unknown; there are: {some(VARIANTS)}", source="cider")
-        if not sigma > 0:
-            raise InputError(f"sigma={sigma} must be above 0", source="cider")
+        if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not sigma > 0:
+            raise InputError(f"sigma={sigma!r} must be a number above 0", source="cider")
         check_n(n, "cider")
         self._clipped, self._sigma, self._split = variant == "cider-d", sigma, tokenizer(tokenize, "cider")
         texts, words = reference_words(references, self._split, "cider")
@@ -170,12 +170,14 @@ class Scorer:
         return self._score(self._images(pairs), encode([[tokens for _, tokens in pairs]]))
 
     def _read(self, pairs: Sequence[tuple[Any, str]]) -> tuple[np.ndarray, Words]:
+        check_pairs(pairs)
         for id, caption in pairs:
             check_candidate(id, caption, "cider")
         return self._images(pairs), encode(self._split.batches([caption for _, caption in pairs]))
 
     def _images(self, pairs: Sequence[tuple[Any, Any]]) -> np.ndarray:
         """(B,) the images of pairs."""
+        check_pairs(pairs)
         unknown = [repr(id) for id, _ in pairs if id not in self._image]
         if unknown:
             raise InputError(f"{len(unknown)} captions are of images without references: {some(unknown, 5)}",
@@ -319,6 +321,13 @@ def _bigrams(lengths: np.ndarray) -> np.ndarray:
     return np.maximum(lengths - 1, 0)
 
 
+def check_pairs(pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Raise InputError for what is no (id, caption)."""
+    for place, pair in enumerate(pairs):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise InputError(f"pair {place} is {pair!r:.60}: give (id of an image, caption)", source="cider")
+
+
 def _frequencies(df: str | DocFreq, ngrams: Ngrams, images: int,
                  tokens: str) -> tuple[DocFreq, str, list[np.ndarray]]:
     """Document frequencies, what they are called in signatures, and which of theirs these n-grams of images are."""
@@ -326,7 +335,8 @@ def _frequencies(df: str | DocFreq, ngrams: Ngrams, images: int,
     if isinstance(df, DocFreq):
         if (df.n, df.tokens) != (n, tokens):
             raise InputError(f"the DocFreq {df.name} counts n={df.n} tokens={df.tokens!r}, but n={n} "
-                             f"tokens={tokens!r} are asked for", source="cider")
+                             f"tokens={tokens!r} are asked for: give it those tokens (--tokens {df.tokens}), or count "
+                             "the document frequencies anew", source="cider")
         return df, df.name, ngrams.numbers_in(df.ngrams)
     if df != "corpus":
         raise InputError(f"df={df!r} is unknown; give 'corpus' or a DocFreq", source="cider")

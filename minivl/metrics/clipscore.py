@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError, some
 from .score import Score
+from .tokens import is_label
 
 Features = Tensor | Mapping[Any, Any]
 References = Tensor | Mapping[Any, Any] | Sequence[Any]
@@ -138,6 +139,8 @@ def _preset(name: str) -> Preset:
 
 def _signature(metric: str, name: str, model: str | None) -> str:
     preset = PRESETS[name]
+    if model is not None and not is_label(model):
+        raise InputError(f"model={model!r:.60}: a signature holds printable text without '|'", source=metric)
     told = "" if model is None else f"model:{model}|"
     return (f"{metric}:{name}|w{preset.weight:g}|prefix:{preset.prefix!r}|clamp:{preset.clamp}|tok:eot-kept|"
             f"{told}v1")

@@ -62,8 +62,9 @@ def compare(a: Score, b: Score, *, samples: int = 10_000, seed: int = 0) -> Comp
     if apart:
         raise InputError(f"the two scores are of different images; {len(apart)} are only on one side: {some(apart, 5)}",
                          source="compare")
-    if samples < 1:
-        raise InputError(f"samples={samples} must be at least 1", source="compare")
+    for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name}={value!r} must be a whole number, at least {least}", source="compare")
     apart_by = np.array([value - b.per_item[id] for id, value in a.per_item.items()])  # (I,)
     counts = np.stack([apart_by, np.ones(len(apart_by))], axis=1)  # (I, 2)
     return Comparison(math.fsum(apart_by) / len(apart_by), percentiles(resampled(counts, samples, seed)),

@@ -20,6 +20,7 @@ from .ngrams import Ngrams, common, hold
 from .tokens import Tokenize, is_label, reference_words, tokenizer
 
 FORMAT = "minivl document frequencies 1"
+LONGEST = 100  # words of an n-gram; captions are shorter
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,10 +157,10 @@ def check_n(n: Any, source: str = "DocFreq") -> None:
     """The longest order of n-grams.
 
     Raises:
-        InputError: it is no whole number above 0.
+        InputError: it is no whole number from 1 to `LONGEST`.
     """
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise InputError(f"n={n!r} must be a whole number above 0", source=source)
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= LONGEST:
+        raise InputError(f"n={n!r} must be a whole number from 1 to {LONGEST}", source=source)
 
 
 def _digest(ngrams: Ngrams, counts: Sequence[np.ndarray], images: int, tokens: str) -> str:

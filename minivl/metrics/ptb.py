@@ -192,6 +192,8 @@ def tokenize_all(texts: Iterable[str], mode: str = "coco", *, one_file: bool = F
         InputError: a text is no string (named by its place), the mode is unknown, or ``one_file`` in mode "clean".
     """
     tokens_of = _of(mode)
+    if isinstance(texts, str):
+        raise InputError(f"one string is given ({texts!r:.60}), a list of captions is needed", source="tokenize_all")
     if one_file and mode != "coco":
         raise InputError("one_file=True is what pycocoevalcap does; mode 'clean' takes each caption on its own",
                          source="tokenize_all")
