@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None) -> None:
     options = options_of(args, max(1, min(model.longest, model.config.decoder.max_len - 1 - prefix)))
     model.caption([], **vars(options))  # words that it has not, and the like, before any photo is opened
     began = time.perf_counter()
-    told = list(captions(model, list(files.values()), options, args))
+    told = list(captions(model.ready(), list(files.values()), options, args))
     seconds = time.perf_counter() - began
     write(args.out, args.format, {key: (file, one) for (key, file), one in zip(files.items(), told)})
     empty = sum(not one.text for one in told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from ..search import BEAMS, Options
 from ..text.tokenizer import Tokenizer
 from .caption import Caption
 from .decoder import CaptionDecoder, DecoderConfig, DecoderState, Memory
+from .decoding import CompiledDecoding, Decoding
 from .grid import GridConfig, GridEncoder
 from .vit import ViT, ViTConfig
 from .wishes import search, wishes
@@ -240,14 +242,30 @@ class Captioner(nn.Module):
         """The state in front of the first token."""
         return self.decoder.start(memory)
 
-    def decoding(self, memory: Memory) -> "Decoding":
-        """The step protocol that `minivl.search` works on."""
-        return Decoding(self, memory)
+    def ready(self) -> Captioner:
+        """The same captioner for decoding, with the weights as they are now: see `CaptionDecoder.ready`."""
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "decoder": self.decoder.ready()}
+        return twin
+
+    def decoding(self, memory: Memory, *, compile: bool | str = False, room: int | None = None,
+                 images: int | None = None) -> Decoding | CompiledDecoding:
+        """The step protocol that `minivl.search` works on.
+
+        Args:
+            memory: of the images. (Where much is decoded on a CPU, take that of `ready()`.)
+            compile: steps as one graph of torch.compile, see `CompiledDecoding`; a name is that of a backend.
+            room, images: of a compiled decoding.
+        """
+        if not compile:
+            return Decoding(self, memory)
+        return CompiledDecoding(self, memory, room=room, images=images, backend=None if compile is True else compile)
 
     @torch.no_grad()
     def caption(self, images: Tensor | Memory | Sequence[Photo | Tensor], *, beams: int = BEAMS, max_len: int = 30,
                 normalise: str = "none", n_best: int = 1, batch_size: int = 64, numbers: Sequence[int] | None = None,
-                progress: Callable[[Iterable[Any]], Iterable[Any]] = iter, **options: Any) -> list[Caption]:
+                compile: bool | str = False, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+                **options: Any) -> list[Caption]:
         """Captions of images, searched for or drawn, in eval mode whatever the mode of the model.
 
         Args:
@@ -259,6 +277,8 @@ class Captioner(nn.Module):
             n_best: captions per image.
             batch_size: images decoded together.
             numbers: whole numbers from which, with `seed`, samples of each image are drawn; None: places in the list.
+            compile: decode in one graph of torch.compile that serves all steps and batches (`CompiledDecoding`): worth
+                its making, which takes long, where much is decoded.
             progress: wraps the iteration over batches (e.g. tqdm).
             options: any other of `minivl.search.Options`: stop, groups, diversity, samples, temperature, top_k,
                 top_p, seed, min_len, repetition_penalty, no_repeat_ngram, forbidden, required, prefix, allow_unknown.
@@ -283,10 +303,14 @@ class Captioner(nn.Module):
         modes = [(module, module.training) for module in self.modules()]  # a caller may have set parts apart
         self.eval()
         try:
+            ready = self if compile else self.ready()
             for first in progress(range(0, count, batch_size)):
                 part = slice(first, first + batch_size)
                 seeds = [(chosen.seed, number) for number in (numbers or range(count))[part]]
-                found = search(self.decoding(memory := self.memory_of(images, part)), chosen, wished,
+                memory = self.memory_of(images, part)
+                decode = ready.decoding(memory, compile=compile, room=len(wished.prompt) + chosen.max_len - 1,
+                                        images=min(batch_size, count))
+                found = search(decode, chosen, wished,
                                eos_id=self.config.decoder.eos_id, seeds=seeds, device=memory.tokens.device)
                 captions += [Caption.of(hypotheses, self.tokenizer) for hypotheses in found]
         finally:
@@ -326,32 +350,3 @@ class Captioner(nn.Module):
             tokenizer = Tokenizer.from_json(header["tokenizer"], roles=roles)
         return cls(config, tokenizer=tokenizer, preprocessing=Preprocessing.or_none(header["preprocessing"]),
                    notes=header["notes"])
-
-
-class Decoding:
-    """`minivl.search.Steps` over a captioner: caches go in, log-probabilities come out."""
-
-    def __init__(self, captioner: Captioner, memory: Memory) -> None:
-        self._captioner = captioner
-        self._state = captioner.start(memory)
-
-    def prefill(self, ids: Tensor) -> Tensor:
-        """(B, T) -> (B, V)."""
-        return log_probabilities(self._captioner.step(ids, self._state)[:, -1])
-
-    def step(self, ids: Tensor) -> Tensor:
-        """(B*r,) -> (B*r, V)."""
-        return self.prefill(ids[:, None])
-
-    def reorder(self, rows: Tensor) -> None:
-        """See `Steps.reorder`."""
-        self._state.reorder(rows)
-
-    def select(self, images: Tensor) -> None:
-        """See `Steps.select`."""
-        self._state.select(images)
-
-
-def log_probabilities(logits: Tensor) -> Tensor:
-    """Of the next token, from logits (..., V) of any precision; in float32, or float64 where they are."""
-    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..nn.attention import KVCache
 from ..nn.blocks import DecoderBlock, activation
 from ..nn.embed import sinusoids
+from ..nn.packed import PackedLinear, packed
 from ..nn.record import AttnRecord, want
 from .vit import check_rates, check_sizes
 
@@ -168,6 +169,10 @@ class DecoderState:
         """Text positions decoded so far."""
         return self.self_caches[0].length
 
+    def positions(self, table: Tensor, count: int) -> Tensor:
+        """Rows (count, D) of a table (max_len, D) for the next positions."""
+        return table[self.length:self.length + count]
+
     def reorder(self, rows: Tensor) -> None:
         """Text row i continues what was row ``rows[i]``; the rows of each image stay together."""
         for cache in self.self_caches:
@@ -182,6 +187,33 @@ class DecoderState:
         for cache in self.cross_caches:
             cache.reorder(images)
         self.memory = self.memory.select(images)
+
+
+class FixedState(DecoderState):
+    """The state of one compiled step, in which no shape depends on how far decoding is.
+
+    Args:
+        memory: what the cross caches were made of; only its mask is read.
+        place: (1,) the position of the next token.
+        self_caches: of the text, `minivl.nn.attention.FixedCache`.
+        cross_caches: of the memory.
+    """
+
+    __slots__ = ("place",)
+
+    def __init__(self, memory: Memory, place: Tensor, self_caches: Sequence[KVCache],
+                 cross_caches: Sequence[KVCache]) -> None:
+        self.memory, self.place = memory, place
+        self.self_caches, self.cross_caches = list(self_caches), list(cross_caches)
+
+    @property
+    def length(self) -> int:
+        """0: the place is a value that the graph does not know."""
+        return 0
+
+    def positions(self, table: Tensor, count: int) -> Tensor:
+        """The row (1, D) of a table (max_len, D) for the next position."""
+        return table.index_select(0, self.place)
 
 
 class HeadTransform(nn.Module):
@@ -240,7 +272,7 @@ class CaptionDecoder(nn.Module):
             self.head_in: nn.Module = HeadTransform(config.width, config.act, config.eps)
         else:
             self.head_in = HeadMlp(config.width, config.head_dim) if config.head == "mlp" else nn.Identity()
-        self.head = None
+        self.head: nn.Module | None = None
         self.head_bias = None
         if not config.tied:
             self.head = nn.Linear(config.head_dim, config.vocab_size, bias=config.head_bias)
@@ -287,7 +319,8 @@ class CaptionDecoder(nn.Module):
         x = self.embed(ids)  # (B*r, T, D)
         if self.config.scaled:
             x = x * math.sqrt(self.config.width)  # so that words and waves are of one order
-        pos = self.pos_embed[start:stop].to(x.dtype)  # (T, D); a loaded bf16 model has float32 waves
+        table = self.pos_embed[0:stop] if state is None else state.positions(self.pos_embed, ids.shape[1])
+        pos = table.to(x.dtype)  # (T, D); a loaded bf16 model has float32 waves
         x = self.drop(self.embed_norm(x + pos))
         for i, block in enumerate(self.blocks):
             x, self_weights, cross_weights = block(
@@ -301,6 +334,15 @@ class CaptionDecoder(nn.Module):
                 attn.put("cross", i, cross_weights)
         x = self.head_in(self.norm(x))
         return F.linear(x, self.embed.weight, self.head_bias) if self.head is None else self.head(x)  # (B*r, T, V)
+
+    def ready(self) -> CaptionDecoder:
+        """The same decoder with its matrices packed for many products of few rows (`minivl.nn.packed`), where that
+        pays; it shares the weights as they are now."""
+        twin = packed(self)
+        assert isinstance(twin, CaptionDecoder)
+        if twin is not self and twin.head is None:
+            twin.head = PackedLinear(self.embed.weight, self.head_bias)
+        return twin
 
     def start(self, memory: Memory) -> DecoderState:
         """An empty state for decoding from `memory`."""

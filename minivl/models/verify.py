@@ -11,8 +11,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..images import Photo
 from ..search import Hypothesis, beam_search
-from .captioner import Captioner, Decoding, log_probabilities
+from .captioner import Captioner
 from .decoder import Memory
+from .decoding import CompiledDecoding, Decoding, log_probabilities
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.03}
 
@@ -150,7 +151,7 @@ def _checks(model: Captioner, memory: Memory, generator: torch.Generator, beams:
     yield _same("batch", found[beams], alone, limit * length)
 
 
-def _search(decode: Decoding | _Uncached, prompt: Tensor, model: Captioner, beams: int, length: int
+def _search(decode: Decoding | CompiledDecoding | _Uncached, prompt: Tensor, model: Captioner, beams: int, length: int
             ) -> list[list[Hypothesis]]:
     return beam_search(decode, prompt, eos_id=model.config.decoder.eos_id, beams=beams, max_len=length, n_best=beams)
 

@@ -23,8 +23,9 @@ Heads = Tensor | str | None  # (h',) head indices, "mean", or None / "all" for e
 # Q * K up to which training in bfloat16 on a CPU multiplies matrices itself: torch's fused CPU kernel takes four
 # times as long for forward and backward there (bench/training.py); beyond it the weights would fill the memory.
 SMALL = 1 << 16
-# Q up to which the same is faster without gradients: decoding asks few queries at a time (bench/decoding.py).
-FEW = 8
+# Without gradients the same is faster for few queries, and in bfloat16 for one in so many keys: decoding asks few
+# queries of many keys (bench/decoding.py).
+FEW, SHARE = 8, 4
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False,
@@ -76,14 +77,14 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: boo
         plain = False
     elif q.requires_grad:
         plain = q.dtype == torch.bfloat16 and n_queries * n_keys <= SMALL
-    else:
-        plain = n_queries <= FEW
+    else:  # decoding
+        plain = n_queries <= FEW or (q.dtype == torch.bfloat16 and SHARE * n_queries <= n_keys)
     if not plain:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
     if is_causal:
         mask = torch.ones(n_queries, n_keys, dtype=torch.bool).tril()
     with torch.autocast("cpu", enabled=False):
-        scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, h, Q, K)
+        scores = (q @ k.mT) * q.shape[-1] ** -0.5  # (B, h, Q, K)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         return F.dropout(scores.softmax(-1), dropout, training=dropout > 0) @ v
@@ -190,6 +191,18 @@ class KVCache:
         self._v: Tensor | None = None
         self._capacity = capacity
 
+    @classmethod
+    def of(cls, k: Tensor, v: Tensor) -> KVCache:
+        """A cache that holds these (B, h, n, d)."""
+        cache = cls()
+        cache._k, cache._v, cache.length = k, v, k.shape[2]
+        return cache
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Which positions may be attended to: all."""
+        return None
+
     @property
     def k(self) -> Tensor:
         """(B, h, length, d) keys so far."""
@@ -226,6 +239,31 @@ class KVCache:
         if self.length < room:
             spare = (*self._k.shape[:2], room - self.length, self._k.shape[3])
             self._k, self._v = (torch.cat([kept, kept.new_empty(spare)], 2) for kept in (self._k, self._v))
+
+
+class FixedCache(KVCache):
+    """Keys and values of self-attention in tensors of a fixed size, of which a compiled step writes one position.
+
+    Args:
+        k, v: (B, h, room, d), written in place.
+        place: (1,) the position that is written, and the last that may be attended to.
+    """
+
+    __slots__ = ("place",)
+
+    def __init__(self, k: Tensor, v: Tensor, place: Tensor) -> None:
+        super().__init__()
+        self._k, self._v, self.length, self.place = k, v, k.shape[2], place
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(room,) True up to the place."""
+        return torch.arange(self.length, device=self.place.device) <= self.place
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        """Write keys and values (B, h, 1, d) at the place."""
+        self.k.index_copy_(2, self.place, k)
+        self.v.index_copy_(2, self.place, v)
 
 
 class MultiHeadAttention(nn.Module):
@@ -285,7 +323,7 @@ class MultiHeadAttention(nn.Module):
             k, v = self._project(x, k_pos)
             if cache is not None:
                 cache.append(k, v)
-                k, v = cache.k, cache.v
+                k, v, mask = cache.k, cache.v, cache.mask if mask is None else mask
         elif cache is not None and cache.length:
             k, v = cache.k, cache.v
         else:
