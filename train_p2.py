@@ -35,7 +35,7 @@ from minivl.train.pictures import Data, Photos, Pixels, Views, draw_scenes, open
 from minivl.train.rewards import Rewards
 from minivl.train.run import Run, read_history
 from minivl.train.selfcritical import BASELINES, SelfCriticalTask
-from minivl.train.starting import build_encoder, build_model, build_tokenizer, load_start, tower_of
+from minivl.train.starting import build_encoder, build_model, build_tokenizer, load_start
 
 HERE = Path(__file__).resolve().parent
 LOOK_SCENES = 300  # training scenes on which layer and heads to look at are fixed
@@ -207,7 +207,7 @@ def check_pair(args: argparse.Namespace) -> None:
                          "of which processes cannot keep parts; torchrun without --shard shares every batch")
 
 
-# -- 2. build and 3. load ----------------------------------------------------------------------------------------------
+# -- 2. build (see minivl.train.starting) and 3. load ---------------------------------------------------------
 
 def load_photos(args: argparse.Namespace) -> tuple[Data, Data]:
     """Photos to train and to validate on, every one of them being there."""

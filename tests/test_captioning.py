@@ -21,10 +21,10 @@ from minivl.metrics.cider import cider
 from minivl.models.captioner import Captioner
 from minivl.models.decoder import Memory
 from minivl.train.caption_batches import uniform
-from minivl.train.captioning import (IGNORED, Batch, CaptionTask, drawn, encode_captions,
-                                     from_features)
+from minivl.train.captioning import IGNORED, Batch, CaptionTask, drawn, encode_captions, from_features
 from minivl.train.distributed import Processes
 from minivl.train.loop import autocast
+from minivl.train.pictures import Photos, Pixels, Views
 
 # Python 3.12 warns of forks beside threads; torch's are idle here
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -24,10 +24,10 @@ from minivl.metrics.retrieval import recall_at_k
 from minivl.models.clip import CLIP, CLIPConfig, TextConfig
 from minivl.models.vit import ViT, ViTConfig
 from minivl.text.tokenizer import Tokenizer
-from minivl.train.captioning import Pixels
 from minivl.train.contrasting import (LARGEST_SCALE, Batch, ContrastTask, Texts, contrast, image_features, pooled,
                                       unknown_id)
 from minivl.train.loop import Plan, autocast, fit
+from minivl.train.pictures import Pixels
 from minivl.train.run import read_history
 
 # Python 3.12 warns of forks beside threads; torch's are idle here

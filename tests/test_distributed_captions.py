@@ -97,22 +97,22 @@ def test_a_pair_has_no_parts(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("changes", [[], ["--shard"], ["--freeze-encoder"], ["--objective", "contrastive"]])
+@pytest.mark.parametrize("changes", [["--shard"], ["--objective", "contrastive"]])
 def test_the_program(tmp_path: Path, changes: list[str]) -> None:
     """torchrun train_p2.py: one of the two speaks and writes; of a mistake too."""
     argv = ["--scenes", "7", "--val-scenes", "3", "--width", "16", "--depth", "1", "--heads", "2", "--min-count", "1",
-            "--batch-size", "6", "--epochs", "2", "--warmup", "1", "--lr", "0.003", "--dropout", "0", "--precision",
-            "fp32", "--device", "cpu", "--json", "--encoder", str(tmp_path / "vit.safetensors"), *changes, "--out"]
+            "--batch-size", "6", "--epochs", "2", "--warmup", "1", "--lr", "0.05", "--dropout", "0", "--precision",
+            "fp32", "--device", "cpu", "--json", "--encoder", str(tmp_path / "vit.safetensors"), "--optimizer", "sgd"]
     torch.manual_seed(0)
     save(ViT(ViTConfig((32, 32), (8, 8), 24, 2, 2, 48, num_classes=0),
              preprocessing=Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3)), tmp_path / "vit.safetensors")
-    done = torchrun(ROOT / "train_p2.py", *argv, tmp_path / "two")
+    done = torchrun(ROOT / "train_p2.py", *argv, *changes, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr
-    train_p2.main([*argv, str(tmp_path / "one")])
+    train_p2.main([*argv, *(one for one in changes if one != "--shard"), "--out", str(tmp_path / "one")])
     assert (losses(tmp_path / "two") - losses(tmp_path / "one")).abs().max() < 1e-6
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["epoch"] for line in lines if "epoch" in line] == [1, 2] and sum("best" in line for line in lines) == 1
     if changes == ["--shard"]:
-        done = torchrun(ROOT / "train_p2.py", *argv, tmp_path / "two")
+        done = torchrun(ROOT / "train_p2.py", *argv, *changes, "--out", tmp_path / "two")
         assert done.returncode != 0 and "already holds a run: give --resume" in done.stderr
         assert "ends with the first one, which says why" in done.stderr and "Error(" not in done.stdout

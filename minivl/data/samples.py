@@ -33,7 +33,7 @@ class Found(NamedTuple):
         name: of its member or file, as the tar or the folder has it.
         offset: of its bytes in the tar; 0 for a file.
         size: of them.
-        captions: its captions; at least one.
+        captions: its captions; at least one, where any are read.
     """
 
     key: str
@@ -83,7 +83,7 @@ def grouped(parts: Iterable[Part], read: Read, source: Path, texts: str, left_ou
         parts: those of a key side by side.
         read: brings their bytes.
         source: the tar or folder, for errors.
-        texts: "auto", or "json" or "txt" where one of them is to be read and not the other.
+        texts: "auto", or "json" or "txt" where one of them is to be read and not the other; "none": no captions.
         left_out: counts parts of other kinds, by their endings.
         strict: a text without a picture is an error, not left out.
 
@@ -133,6 +133,8 @@ def check_picture(part: Part, read: Read, source: Path) -> None:
 
 def _captions(picture: Part, kinds: dict[str, Part], read: Read, source: Path, texts: str) -> tuple[str, ...]:
     """Of a sample's .json and .txt."""
+    if texts == "none":
+        return ()
     there = {kind: kinds[kind] for kind in TEXTS if kind in kinds and texts in ("auto", kind)}
     told = {kind: _told(kind, part, read, f"{source}: {part.name}") for kind, part in there.items()}
     json, txt = told.get("json", []), told.get("txt", [])

@@ -38,7 +38,7 @@ class Sample(NamedTuple):
     Attributes:
         name: unique in the set.
         image: a PIL image not yet decoded, or the file.
-        captions: at least one.
+        captions: at least one, but for texts="none".
     """
 
     name: str
@@ -60,7 +60,8 @@ class ShardSet(Sequence[Sample]):
         cache: folder for the indexes.
         captions: for one folder of pictures: the captions are in this file (see `read_captions`), not beside them.
         split: of that file.
-        texts: "json" or "txt" where a sample has both and only one is to be read; "auto" takes what is there.
+        texts: "json" or "txt" where a sample has both and only one is to be read; "auto" takes what is there; "none"
+            leaves all out, and samples have no captions.
         progress: tqdm-like: called with (iterable, total=, desc=) while shards are indexed.
 
     Attributes:
@@ -112,6 +113,10 @@ class ShardSet(Sequence[Sample]):
         """The name of a picture: its shard (without .tar; of one folder alone, nothing), and its own in it."""
         found = self._found(place)
         return found.shard.source.label + found.name
+
+    def member(self, place: int) -> str:
+        """The name of a picture within its shard or folder."""
+        return self._found(place).name
 
     def captions(self, place: int) -> tuple[str, ...]:
         """The captions of a picture."""

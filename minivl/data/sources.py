@@ -92,8 +92,8 @@ def find_sources(sources: Paths, captions: str | os.PathLike[str] | None = None,
     paths = [Path(path) for one in given for path in _expanded(os.fspath(one))]
     if not paths:
         raise InputError("no shards: give a .tar, a pattern of them, or a folder")
-    if texts not in ("auto", *TEXTS):
-        raise InputError(f"texts={texts!r}: give one of 'auto', {some(map(repr, TEXTS))}")
+    if texts not in ("auto", *TEXTS, "none"):
+        raise InputError(f"texts={texts!r}: give one of 'auto', {some(map(repr, TEXTS))}, 'none'")
     folders = [path.is_dir() for path in paths]
     if captions is None and split is not None:
         raise InputError(f"split={split!r}: captions that lie beside their pictures have no splits")

@@ -23,9 +23,9 @@ Heads = Tensor | str | None  # (h',) head indices, "mean", or None / "all" for e
 # Q * K up to which training in bfloat16 on a CPU multiplies matrices itself: torch's fused CPU kernel takes four
 # times as long for forward and backward there (bench/training.py); beyond it the weights would fill the memory.
 SMALL = 1 << 16
-# Without gradients the same is faster for few queries, and in bfloat16 for one in so many keys: decoding asks few
-# queries of many keys (bench/decoding.py).
-FEW, SHARE = 8, 4
+# Without gradients, in bfloat16, the same is faster for one query, or one in so many keys: decoding asks few queries of
+# many keys (bench/decoding.py). In float32 it gains 3 %, and other rounding than teacher forcing has: not worth it.
+SHARE = 4
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False,
@@ -78,7 +78,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: boo
     elif q.requires_grad:
         plain = q.dtype == torch.bfloat16 and n_queries * n_keys <= SMALL
     else:  # decoding
-        plain = n_queries <= FEW or (q.dtype == torch.bfloat16 and SHARE * n_queries <= n_keys)
+        plain = q.dtype == torch.bfloat16 and (n_queries == 1 or SHARE * n_queries <= n_keys)
     if not plain:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
     if is_causal:

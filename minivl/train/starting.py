@@ -1,4 +1,4 @@
-"""What `train_p2.py` begins with: the model of --init, or an encoder with a new decoder or text tower, and the tokenizer.
+"""What `train_p2.py` begins with: the model of --init, or an encoder and a new decoder or text tower, and a tokenizer.
 
 All of it is made from the program's options.
 """
