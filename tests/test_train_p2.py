@@ -379,7 +379,7 @@ def test_a_pair_on_photographs(data: Path, frozen_pair: Path) -> None:
     assert {name for name in state if name not in vit} == {"head.weight"} and state["head.weight"].shape == (12, 24)
     assert all(torch.equal(tensor, state[name]) for name, tensor in vit.items())
     start = build_pair(train_p2.parse(options(data, frozen_pair, **PAIR)),
-                                minivl.load(data / "vit.safetensors"), model.tokenizer)  # type: ignore[arg-type]
+                       minivl.load(data / "vit.safetensors"), model.tokenizer)  # type: ignore[arg-type]
     assert not torch.equal(start.visual.head.weight, model.visual.head.weight)  # type: ignore[arg-type]
     assert not torch.equal(start.text.blocks[0].mlp.fc1.weight, model.text.blocks[0].mlp.fc1.weight)
 
