@@ -255,7 +255,8 @@ def test_folders_of_classes_and_photos_without_labels(place: Place, capsys: pyte
         if folder.is_dir():
             folder.rename(place.photos / f"shelf of {len(folder.name)}{folder.name[0]}")
     place.run("--template", OWN[0])
-    assert "(no labels in the names of these files or of the folders they lie in, hence no scores)" in capsys.readouterr().out
+    found = capsys.readouterr().out
+    assert "(no labels in the names of these files or of the folders they lie in, hence no scores)" in found
 
 
 def test_the_picture(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
