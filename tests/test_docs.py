@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_readme import ROOT, run
+from test_readme import ROOT, run, user
 
 import minivl
 from minivl.train.run import read_history
@@ -46,3 +46,18 @@ def test_fine_tuning(tmp_path: Path) -> None:
     probe, pets = (read_history(tmp_path / "runs" / name) for name in ("probe", "pets"))
     assert sum("epoch" in row for row in probe) == 40 and sum("epoch" in row for row in pets) == 5
     assert "a new head" not in told[5]  # the one of the probe is kept
+
+
+__all__ = ["user"]  # a fixture
+
+
+@pytest.mark.slow
+def test_captioning(user: Path) -> None:  # noqa: F811
+    told = commands("captioning.md")
+    assert [command[1] for command in told] == ["train_p2.py"] * 3 + ["-m"]
+    run([*told[0], "--epochs", "1", "--min-count", "1"], user)
+    for command in told[1:3]:
+        run([*command, "--epochs", "1"], user)
+    run(told[3], user)
+    assert all("reward" in row for row in read_history(user / "runs" / "scst") if "epoch" not in row)
+    assert (user / "pred.json").stat().st_size > 20

@@ -96,7 +96,7 @@ def test_viz_without_arguments(user: Path) -> None:
     run(["python", "viz.py", "caption"], user)
     assert len(list((user / "runs" / "viz").glob("scene-*.png"))) >= 2
     assert ["python", "viz.py", "ranking"] in commands()
-    assert "CLIPScore" in run(["python", "viz.py", "ranking"], user)
+    assert "clipscore:hessel" in run(["python", "viz.py", "ranking"], user)
     assert (user / "runs" / "viz" / "ranking.png").stat().st_size > 10_000
 
 
