@@ -395,7 +395,8 @@ def test_a_download_that_was_stopped_goes_on(hub: Hub, asker: Asker, number: sig
     old = asker.folder(id)
     repository(hub, id, {"config.json": {"new": 1}, "model.safetensors": save(weights(1, 1 << 18))})
     hub.pause["model.safetensors"] = threading.Event()
-    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what runs in the background is deaf
+    # what a shell starts in the background is deaf to SIGINT
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     process = subprocess.Popen([sys.executable, "-c", heard + SNAPSHOT.replace("acme/tiny", id)], cwd=ROOT, text=True,
                                stderr=subprocess.PIPE, env=hub.environment(asker.home))
     assert hub.paused.wait(60)
