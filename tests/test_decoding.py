@@ -33,6 +33,14 @@ def rows_of(model: nn.Module) -> list[PackedLinear]:
 # -- packed matrices -----------------------------------------------------------------------------------------
 
 @torch.no_grad()
+def test_without_the_library_a_layer_is_an_ordinary_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    layer, x = nn.Linear(24, 40), torch.randn(3, 24)
+    twin = packed(layer)
+    assert torch.equal(twin(x), layer(x)) and twin._packed is None
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("kind, close", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float64, 1e-12)])
 def test_a_packed_layer_multiplies_alike(kind: torch.dtype, close: float) -> None:
     torch.manual_seed(0)

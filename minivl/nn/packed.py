@@ -70,6 +70,7 @@ def _plain(module: nn.Module) -> bool:
 
 def _multiplies(kind: torch.dtype) -> bool:
     """Whether oneDNN is there and multiplies in this precision here."""
-    if not torch.backends.mkldnn.is_available():
+    needed = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")  # not public: may go
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in needed):
         return False
     return kind == torch.float32 or (kind == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
