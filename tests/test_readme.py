@@ -163,4 +163,4 @@ def test_make_demo(tmp_path: Path) -> None:
     pictures = {file.name for file in (copy / "runs/demo/pictures").glob("*.png")}
     assert {"ranking.png", "top5.png"} < pictures and len(pictures) >= 4
     scores = json.loads((copy / "runs/demo/scores.json").read_text())["scores"]
-    assert scores["cider-d"]["score"] > 1 and 0 < scores["clipscore"]["score"]
+    assert scores["cider_d"]["score"] > 1 and 0 < scores["clip_score"]["score"]
