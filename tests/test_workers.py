@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from minivl.data.workers import fetched
+from minivl.data.workers import _child_ended, _Deaths, fetched
 from minivl.errors import InputError
 
 
@@ -86,14 +87,13 @@ def test_a_bug_keeps_its_traceback(workers: int) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, 0], ids=["killed", "ends"])
 def test_a_worker_that_dies_is_an_error(how: int) -> None:
-    before = signal.getsignal(signal.SIGCHLD)
-    got = []
+    before, got = len(_Deaths.used), []  # a loader that another test left behind may be in use
     with pytest.raises(InputError, match=r"has ended before its work did \(DataLoader worker.*fewer workers \(there "
                                          r"are 2\)$"):
         for value in fetched(Dies(how), range(40), workers=2):
             got.append(value)
     assert got == list(range(len(got))) and len(got) <= 7
-    assert "_Deaths" not in repr(before) and "_Deaths" not in repr(signal.getsignal(signal.SIGCHLD))
+    assert len(_Deaths.used) == before and (before or signal.getsignal(signal.SIGCHLD) is not _child_ended)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, 0], ids=["killed", "ends"])
@@ -140,3 +140,25 @@ def test_what_is_left_in_the_middle_ends_its_workers() -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_handler_goes_with_the_last_loader_in_whatever_order_they_end(order: tuple[int, int]) -> None:
+    gc.collect()
+    before, found = len(_Deaths.used), signal.getsignal(signal.SIGCHLD)
+    some = [fetched(square, range(50), workers=1) for _ in range(2)]
+    assert all(int(next(one)[0]) == 0 for one in some) and signal.getsignal(signal.SIGCHLD) is _child_ended
+    for place in order:
+        assert len(_Deaths.used) > before
+        some[place].close()  # type: ignore[attr-defined]
+    assert len(_Deaths.used) == before and (before or signal.getsignal(signal.SIGCHLD) is not _child_ended)
+    assert before == 0 or found is _child_ended
+
+
+def test_a_death_is_told_to_the_loader_that_waits() -> None:
+    """Also where it was opened before another one that goes on."""
+    first, second = fetched(Dies(signal.SIGKILL), range(40), workers=1), fetched(square, range(1000), workers=1)
+    assert next(first) == 0 and int(next(second)[0]) == 0
+    with pytest.raises(InputError, match="has ended before its work did"):
+        list(first)
+    second.close()  # type: ignore[attr-defined]

@@ -67,29 +67,36 @@ class _Deaths:
     """Lets the death of a worker be raised where the next value is asked for, and nowhere else.
 
     The handler of SIGCHLD that a DataLoader sets raises in whatever the main thread is doing: in the middle of an
-    optimiser's step, say. It is wrapped while the loader is in use. Where there is no such handler (another thread,
-    another system), loaders look after their workers every few seconds while they wait.
+    optimiser's step, say. It is wrapped while loaders are in use, in whatever order they end. Where there is no such
+    handler (another thread, another system), loaders look after their workers every few seconds while they wait.
     """
+
+    used: list[_Deaths] = []  # those in use
+    before: Any = None  # the handler that is wrapped
 
     def __init__(self, brought: Iterator[Any]) -> None:
         self._brought, self._waits, self._told = brought, False, ""
-        self._before: Any = None
 
     def __enter__(self) -> _Deaths:
-        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        if _main_thread() and signal.getsignal(signal.SIGCHLD) is not _child_ended:
             before = signal.getsignal(signal.SIGCHLD)
             if callable(before):
-                self._before = before
-                signal.signal(signal.SIGCHLD, self._child_ended)
+                _Deaths.before = before
+                signal.signal(signal.SIGCHLD, _child_ended)
+        self.used.append(self)
         return self
 
-    def _child_ended(self, number: int, frame: FrameType | None) -> None:
-        try:
-            self._before(number, frame)
-        except RuntimeError as error:
-            if self._waits or not str(error).startswith(DEATH):
-                raise
-            self._told = str(error)
+    @classmethod
+    def tell(cls, error: RuntimeError) -> None:
+        """Keep the death of a worker for those who ask next, or raise it where one of them is waiting.
+
+        Raises:
+            RuntimeError: the same error.
+        """
+        if not str(error).startswith(DEATH) or any(one._waits for one in cls.used):
+            raise error
+        for one in cls.used:
+            one._told = str(error)
 
     def next(self) -> Any:
         """The next value, `END` after the last; as text, how a worker has died."""
@@ -107,5 +114,18 @@ class _Deaths:
         # The last reference: workers are ended now, and not when the garbage collector comes by an error that holds
         # this frame; it may close their queues first, and each then takes seconds to end.
         del self._brought
-        if self._before is not None and signal.getsignal(signal.SIGCHLD) == self._child_ended:
-            signal.signal(signal.SIGCHLD, self._before)
+        self.used.remove(self)
+        if not self.used and _main_thread() and signal.getsignal(signal.SIGCHLD) is _child_ended:
+            signal.signal(signal.SIGCHLD, _Deaths.before)
+
+
+def _main_thread() -> bool:
+    """Whether this may set a handler of SIGCHLD."""
+    return hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+
+
+def _child_ended(number: int, frame: FrameType | None) -> None:
+    try:
+        _Deaths.before(number, frame)
+    except RuntimeError as error:
+        _Deaths.tell(error)
