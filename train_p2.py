@@ -67,7 +67,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                        "weights, tokenizer and preprocessing")
     model.add_argument("--encoder", help=new_help("encoder", "weights of a ViT, or of a captioner or CLIP, for theirs; "
                                                   "or a preset to start at random"))
-    model.add_argument("--freeze-encoder", action="store_true", help="keep the encoder; its features are computed once")
+    model.add_argument("--freeze-encoder", action=argparse.BooleanOptionalAction, default=False,
+                       help="keep the encoder; its features are computed once")
     model.add_argument("--unfreeze", type=int, help="train only so many of the encoder's last blocks and its last norm")
     model.add_argument("--fit", choices=("squash", "crop"),
                        help=new_help("fit", "squash shows the whole picture, crop keeps its aspect"))
@@ -172,7 +173,7 @@ def check(args: argparse.Namespace) -> None:
         check_rewards(args)
     arguments.check_least(args, (("scenes", 2 if pair else 1), ("val_scenes", 2), ("refs", 1), ("beams", 1),
                                  ("max_len", 2 if pair else 1), ("min_count", 1), ("embed_dim", 1), ("unfreeze", 1),
-                                 ("accumulate", 1), ("samples", 1), ("batch_size", 1), ("views", 2)))
+                                 ("accumulate", 1), ("samples", 1), ("batch_size", 1), ("views", 2), ("vocab_size", 1)))
     if args.refs is not None and args.batch_size < args.refs * (2 if pair else 1):
         raise InputError(f"--batch-size {args.batch_size} must hold at least the --refs {args.refs} of "
                          + ("each of two pictures, to be told apart" if pair else "one picture"))
@@ -187,7 +188,10 @@ def check(args: argparse.Namespace) -> None:
 
 
 def check_photos(args: argparse.Namespace) -> None:
-    """Refuse photos without captions, captions without photos, and photos that are both to train and validate on."""
+    """Refuse photos without captions, captions without photos, and splits of no captions."""
+    for name in ("split", "val_split"):
+        if getattr(args, name) is not None and not args.images:
+            raise InputError(f"--{name.replace('_', '-')} is one of the --captions, which are not given")
     told = any((args.captions, args.val_captions, args.val_images))
     if told and not args.images or args.images and not (args.val_images or (args.captions and args.val_captions)):
         raise InputError("--images, --captions and --val-captions go together; where captions lie beside their photos "

@@ -586,3 +586,15 @@ def test_references_without_a_word_are_found_before_training() -> None:
     with pytest.raises(InputError, match="'b.jpg' have no 'ptb-coco' token"):
         CaptionTask(tiny_run.captioner(), Numbers(3), [["a dog"]] * 3, Numbers(2), told,
                     remember=Captioner.encode, max_len=10)
+
+
+def test_sampled_words_cost_no_gradient_under_autocast() -> None:
+    """Casts of the weights that a pass without gradients makes must not serve the pass with gradients."""
+    model = tiny_run.captioner()
+    randomise(model, 3)
+    task = tiny_run.task(model, sampling=1.0, epochs=2)
+    batch = next(iter(task.batches(1, 0)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = task.loss(task.wrap(model), batch)
+    loss.backward()
+    assert [name for name, one in model.decoder.named_parameters() if one.grad is None] == []

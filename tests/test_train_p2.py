@@ -1039,8 +1039,42 @@ def test_a_pair_judges(data: Path, frozen: Path, frozen_pair: Path, tmp_path: Pa
     ({"reward_cider": -1}, "--reward-cider -1.0: give a weight"), ({"reward_clip": 1}, "--reward-clip (a weight) and"),
     ({"reward_weights": "scenes-clip"}, "--reward-clip (a weight) and"), ({"temperature": 0}, "--temperature 0.0"),
     ({"objective": "caption", "batch_size": 6}, "--samples does not go with --objective caption: only"),
+    ({"dropout": 0.4}, "--dropout 0.4: self-critical training has none"), ({"temperature": "inf"}, "--temperature inf"),
+    ({"beams": 10 ** 5}, "beams=100000: the vocabulary has only"),
     ({"reward_clip": 1, "reward_weights": "nowhere"}, "nowhere")])
 def test_what_self_critical_training_does_not_take(data: Path, frozen: Path, tmp_path: Path, changes: dict[str, Any],
                                                    told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert told in mistake(options(data, tmp_path / "one", **scst(frozen, **changes)), capsys)
     assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"images": None, "captions": None, "val_captions": None, "split": "train"}, "--split is one of the --captions"),
+    ({"vocab_size": 0}, "--vocab-size 0: give 1"), ({"beams": 10 ** 6}, "beams=1000000: the vocabulary has only")])
+def test_options_that_would_be_ignored_or_fail_late(data: Path, tmp_path: Path, changes: dict[str, Any], told: str,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    assert told in mistake(options(data, tmp_path / "one", **changes), capsys)
+    assert not (tmp_path / "one").exists()
+
+
+def test_the_encoder_of_a_recipe_may_be_trained_after_all(data: Path, tmp_path: Path) -> None:
+    args = train_p2.parse(["--recipe", "flickr8k-deit-tiny-scst", "--init", "captioner", "--no-freeze-encoder",
+                           "--out", str(tmp_path / "one")])
+    assert args.freeze_encoder is False and args.objective == "scst"
+
+
+def test_what_no_gradient_reaches_is_not_trained(data: Path, tmp_path: Path) -> None:
+    """The norm behind the mean of an encoder that was trained to classify by it."""
+    vit = minivl.load(data / "vit.safetensors")
+    assert isinstance(vit, ViT)
+    mean = ViT(replace(vit.config, pool="mean", norm_after_pool=True), preprocessing=vit.preprocessing)
+    minivl.save(mean, tmp_path / "mean.safetensors")
+    args = train_p2.parse(options(data, tmp_path / "one", encoder=tmp_path / "mean.safetensors", freeze_encoder=None))
+    encoder = train_p2.build_encoder(args, None)
+    tokenizer = tiny_run.captioner().tokenizer
+    assert tokenizer is not None
+    model = train_p2.build_model(args, encoder, tokenizer, None)
+    assert isinstance(model, Captioner)
+    model(torch.randn(2, 3, 32, 32), torch.tensor([[2, 5, 6], [2, 7, 4]])).square().sum().backward()
+    unreached = [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
+    assert unreached == [] and not model.encoder.fc_norm.weight.requires_grad  # type: ignore[union-attr]

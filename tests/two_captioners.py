@@ -27,14 +27,16 @@ from minivl.train.optim import freeze_encoder
 
 PLAN = Plan(epochs=4, lr=3e-3, warmup=4, clip=1.0, ema=0.9, seed=7, save_every=0)
 SGD = replace(PLAN, optimizer="sgd", lr=0.05)
-# eleven pictures: of three batches of four the last has three, of six batches of two the last has one
+# eleven pictures: of three batches of four the last has three, of six batches of two the last has one; of three
+# pictures one process has one and the other two
 CASES: dict[str, tuple[Plan, dict[str, Any]]] = {
     "adamw": (replace(PLAN, layer_decay=0.7, encoder_lr=1e-3, epochs=7), {"drop_words": 0.3, "bucket": True}),
     "sgd": (replace(SGD, sam=0.05, epochs=7), {"accumulate": 2, "drop_words": 0.2, "sampling": 0.5, "read": "all"}),
     "features": (SGD, {"batch_size": 4}),
+    "uneven": (replace(SGD, epochs=5), {"batch_size": 6, "accumulate": 2}),
     "pair": (replace(SGD, lr=0.02, epochs=7), {"drop_words": 0.3}),
 }
-SHARDED = ("adamw", "sgd", "features")
+SHARDED = ("adamw", "sgd", "features", "uneven")
 
 
 def made(case: str, group: Processes = ALONE) -> tuple[Captioner | CLIP, CaptionTask | ContrastTask]:

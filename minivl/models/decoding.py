@@ -102,7 +102,9 @@ class CompiledDecoding:
         rows = self._rows()
         everyone = ids.new_full((self._images * self._most,), self._captioner.config.decoder.pad_id)
         place = torch.tensor([self._length], device=ids.device)
-        with torch._dynamo.config.patch(recompile_limit=GRAPHS):
+        settings = torch._dynamo.config
+        limit = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"  # as torch 2.6 has it
+        with settings.patch({limit: GRAPHS}):
             logp = self._step(self._captioner.decoder, everyone.index_copy(0, rows, ids), place, self._memory,
                               self._text, self._cross)
         self._length += 1

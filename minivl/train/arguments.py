@@ -14,7 +14,7 @@ from ..errors import InputError
 from .optim import OPTIMIZERS, SCHEDULES
 from .plan import Plan
 
-# options that change nothing of what is computed, or only where or how: a resumed run may have others
+# options that change nothing of what is computed (but for dropout), or only where or how: a resumed run may have others
 FREE = ("out", "resume", "json", "workers", "device", "time_limit", "compile", "accumulate", "checkpointing", "shard")
 
 

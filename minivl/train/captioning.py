@@ -20,6 +20,8 @@ from ..metrics.score import Score
 from ..models.captioner import Caption, Captioner
 from ..models.decoder import Memory
 from ..models.vit import ViTConfig
+from ..models.wishes import wishes
+from ..search import Options
 from .caption_batches import IGNORED, Batch, Fetch, Look, Plan, Plans, uniform
 from .caption_ids import Sequences, encode_captions
 from .distributed import ALONE, Processes
@@ -58,6 +60,7 @@ class TeacherForced(nn.Module):
             with torch.no_grad():
                 logits = self.model(None, ids, memory=memory)
                 ids = torch.where(said <= 1, shifted(drawn(logits, said.roll(-1, 1))), ids)
+            torch.clear_autocast_cache()  # until torch 2.10 it kept casts of the weights that no gradient flows through
         if hidden is not None:
             ids = ids.masked_fill(hidden, self._unknown)
         return self.model(None, ids, memory=memory)
@@ -127,6 +130,8 @@ class CaptionTask:
         if beams < 1 or accumulate < 1 or not 1 <= max_len <= longest:
             raise InputError(f"beams={beams} and accumulate={accumulate} must be at least 1, max_len={max_len} from 1 "
                              f"to this decoder's {longest}")
+        device = model.decoder.embed.weight.device
+        wishes(Options(beams=beams, max_len=max_len), model.config.decoder, tokenizer, device)  # as validation will
         if drop_tokens and not isinstance(encoder, ViTConfig):
             raise InputError(f"drop_tokens={drop_tokens}: only a ViT has as many tokens for every picture; give 0")
         sequences, val_sequences = (Sequences(encode_captions(list(told), tokenizer, max_len) for told in one)
@@ -137,6 +142,7 @@ class CaptionTask:
         self._train = Fetch(images, sequences, pad_id, seed)
         self._val, self._val_captions = Fetch(val_images, val_sequences, pad_id), val_captions
         self._remember, self._smoothing, self._accumulate = remember, smoothing, accumulate
+        self._several = processes.count > 1
         self._drop_tokens, self._drop_words, self._sampling = drop_tokens, drop_words, sampling
         self._n_tokens = encoder.n_tokens if isinstance(encoder, ViTConfig) else 0
         self._unknown = tokenizer.pad_id if tokenizer.unk_id is None else tokenizer.unk_id
@@ -155,10 +161,10 @@ class CaptionTask:
 
     def parts(self, batch: Batch) -> list[tuple[Batch, float]]:
         """Micro-batches, weighted by their tokens among those of the whole batch."""
-        if not batch.counted:
-            return [(batch, 0.0)]
-        parts = [batch.part(first, last) for first, last in cuts(len(batch.images), self._accumulate) if last > first]
-        counts = [int((part.targets != IGNORED).sum()) for part in parts]
+        places = [(first, last) for first, last in cuts(len(batch.images) if batch.counted else 0, self._accumulate)
+                  if last > first or self._several]  # processes wait for each other: all make as many passes
+        parts = [batch.part(first, last) if last > first else batch.part(0, 1) for first, last in places]
+        counts = [int((part.targets != IGNORED).sum()) * (last > first) for part, (first, last) in zip(parts, places)]
         return [(part, count / (batch.tokens or sum(counts))) for part, count in zip(parts, counts)]
 
     def wrap(self, model: nn.Module) -> nn.Module:

@@ -175,11 +175,11 @@ class ClassifyTask:
 
     def parts(self, batch: Batch) -> list[tuple[Batch, float]]:
         """Micro-batches, weighted by their rows."""
-        if not batch.counted:
-            return [(batch, 0.0)]
-        return [(batch._replace(images=batch.images[first:last], targets=batch.targets[first:last],
-                                counted=last - first), (last - first) / batch.whole)
-                for first, last in cuts(batch.counted, self._accumulate, self._unit) if last > first]
+        places = [(first, last) for first, last in cuts(batch.counted, self._accumulate, self._unit)
+                  if last > first or self._processes.count > 1]  # they wait for each other: all make as many passes
+        rows = [slice(first, last) if last > first else slice(0, 1) for first, last in places]
+        return [(batch._replace(images=batch.images[part], targets=batch.targets[part], counted=last - first),
+                 (last - first) / batch.whole) for part, (first, last) in zip(rows, places)]
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy, with label smoothing (Szegedy et al. 2016)."""

@@ -107,7 +107,7 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
             file of the run that is damaged, or the checkpoint of a finished epoch that is missing;
             a loss or gradient that is not finite (the last good checkpoint stays).
         KeyboardInterrupt: Ctrl-C or SIGTERM, after saving a checkpoint of the last whole step (where it came
-            while the weights were being changed, the checkpoint before stays).
+            while the weights were being changed, or processes keep parts of them, the checkpoint before stays).
     """
     training = _Training(model, task, plan, Run(Path(out)), settings, processes, wrap, compiled, resume)
     if processes.first:

@@ -106,5 +106,7 @@ def check_rewards(args: argparse.Namespace) -> None:
         raise InputError("--reward-cider 0 --reward-clip 0: nothing is rewarded; give one of them a weight")
     if bool(args.reward_clip) != bool(args.reward_weights):
         raise InputError("--reward-clip (a weight) and --reward-weights (the CLIP that judges) go together")
-    if not args.temperature > 0:
+    if not 0 < args.temperature < float("inf"):
         raise InputError(f"--temperature {args.temperature}: give a number above 0")
+    if args.dropout is not None and not args.scst_dropout:
+        raise InputError(f"--dropout {args.dropout}: self-critical training has none without --scst-dropout")

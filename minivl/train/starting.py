@@ -140,5 +140,8 @@ def build_model(args: argparse.Namespace, encoder: ViT, tokenizer: Tokenizer,
     model = start if start is not None else build(args, encoder, tokenizer)
     if args.freeze_encoder or args.unfreeze:
         freeze_encoder(model, args.unfreeze or 0)
-    tower_of(model, "").checkpointing = args.checkpointing
+    tower = tower_of(model, "")
+    tower.checkpointing = args.checkpointing
+    if isinstance(model, Captioner) and tower.fc_norm is not None:
+        tower.fc_norm.requires_grad_(False)  # a captioner sees all tokens: no gradient comes from behind their mean
     return model
