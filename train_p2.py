@@ -8,6 +8,7 @@ Several GPUs or machines share every batch: torchrun --nproc-per-node 4 train_p2
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from minivl.train.run import Run, read_history
 from minivl.train.selfcritical import BASELINES, SelfCriticalTask
 from minivl.train.starting import build_encoder, build_model, build_tokenizer, load_start
 
+log = logging.getLogger("train_p2")
 HERE = Path(__file__).resolve().parent
 LOOK_SCENES = 300  # training scenes on which layer and heads to look at are fixed
 VAL_START = 10_000_000  # validation scenes are numbered from here, so that no training scene is among them
@@ -224,6 +226,9 @@ def load_photos(args: argparse.Namespace) -> tuple[Data, Data]:
             captioning.check_references(val.references())
     except InputError as error:
         raise InputError(f"{told_by(args, 'val_')}: {error}") from None
+    if not args.val_images and (both := {*train.names} & {*val.names}):
+        log.warning("%d of %d validation photos are training photos, such as %s: scores will look too good", len(both),
+                    len(val.names), min(both))
     if args.objective == "contrastive":
         contrasting.check_counts(len(train.names), len(val.names),
                                  source=f"{told_by(args)}, {told_by(args, 'val_')}")

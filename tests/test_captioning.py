@@ -20,8 +20,9 @@ from minivl.loading import load
 from minivl.metrics.cider import cider
 from minivl.models.captioner import Captioner
 from minivl.models.decoder import Memory
+from minivl.search.sample import draw
 from minivl.train.caption_batches import uniform
-from minivl.train.captioning import IGNORED, Batch, CaptionTask, drawn, encode_captions, from_features
+from minivl.train.captioning import IGNORED, Batch, CaptionTask, encode_captions, from_features
 from minivl.train.distributed import Processes
 from minivl.train.loop import autocast
 from minivl.train.pictures import Photos, Pixels, Views
@@ -334,10 +335,10 @@ def test_words_the_model_says_itself() -> None:
 def test_drawing_by_numbers_is_drawing_by_probabilities() -> None:
     logits = torch.randn(5, generator=torch.Generator().manual_seed(0))
     numbers = uniform(torch.arange(100), 200)
-    found = drawn(logits.expand(100, 200, 5), numbers.float())
+    found = draw(logits.expand(100, 200, 5), numbers.float())
     shares = torch.bincount(found.flatten(), minlength=5) / found.numel()
     assert (shares - logits.softmax(-1)).abs().max() < 0.015  # four standard deviations
-    assert drawn(logits.expand(2, 5), torch.tensor([0.0, 1.0])).tolist() == [0, 4]
+    assert draw(logits.expand(1, 2, 5), torch.tensor([[0.0, 1.0]])).tolist() == [[0, 4]]
 
 
 def test_numbers_from_seeds() -> None:

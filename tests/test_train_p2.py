@@ -1078,3 +1078,12 @@ def test_what_no_gradient_reaches_is_not_trained(data: Path, tmp_path: Path) -> 
     model(torch.randn(2, 3, 32, 32), torch.tensor([[2, 5, 6], [2, 7, 4]])).square().sum().backward()
     unreached = [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
     assert unreached == [] and not model.encoder.fc_norm.weight.requires_grad  # type: ignore[union-attr]
+
+
+def test_photos_on_both_sides_are_told(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(data, tmp_path / "one", epochs=1)
+    assert "3 of 3 validation photos are training photos, such as 2.jpg: scores will look too good" in caplog.text
+    caplog.clear()
+    coco(tmp_path / "train.json", ["0.jpg", "1.jpg", "5.jpg", "6.jpg"], 1)
+    train(data, tmp_path / "two", epochs=1, captions=tmp_path / "train.json")
+    assert "validation photos" not in caplog.text

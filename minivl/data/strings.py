@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import overload
+from typing import TypeVar, overload
+
+T = TypeVar("T")
 
 
-class Strings(Sequence[str]):
+class Made(Sequence[T]):
+    """A sequence whose items are made when they are asked for; a slice is a list of them."""
+
+    @abstractmethod
+    def make(self, place: int) -> T:
+        """The item at a place from 0 up."""
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[T]: ...
+
+    def __getitem__(self, place: int | slice) -> T | list[T]:
+        places = range(len(self))[place]
+        return self.make(places) if isinstance(places, int) else [self.make(one) for one in places]
+
+
+class Strings(Made[str]):
     """Strings that are made when they are asked for.
 
     Args:
@@ -27,20 +48,12 @@ class Strings(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[one] for one in range(len(self))[place]]
-        place = range(len(self))[place]
+    def make(self, place: int) -> str:
+        """The string at a place."""
         return self._letters[self._ends[place]:self._ends[place + 1]].decode("utf-8", "surrogatepass")
 
 
-class Told(Sequence[tuple[str, ...]]):
+class Told(Made[tuple[str, ...]]):
     """The captions of each picture.
 
     Args:
@@ -57,14 +70,6 @@ class Told(Sequence[tuple[str, ...]]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, place: int) -> tuple[str, ...]: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[tuple[str, ...]]: ...
-
-    def __getitem__(self, place: int | slice) -> tuple[str, ...] | list[tuple[str, ...]]:
-        if isinstance(place, slice):
-            return [self[one] for one in range(len(self))[place]]
-        place = range(len(self))[place]
+    def make(self, place: int) -> tuple[str, ...]:
+        """The captions of the picture at a place."""
         return tuple(self._texts[self._ends[place]:self._ends[place + 1]])

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError
 from ..images import Photo, Preprocessing, preprocess
+from ..nn.modes import evaluating
 from ..nn.record import AttnRecord, Site, filling
 from ..search import BEAMS, Options
 from ..text.tokenizer import Tokenizer
@@ -300,9 +301,7 @@ class Captioner(nn.Module):
             raise InputError(f"numbers: give {count} whole numbers of at least 0, one for each image")
         wished = wishes(chosen, self.config.decoder, self.tokenizer, self.decoder.embed.weight.device)
         captions: list[Caption] = []
-        modes = [(module, module.training) for module in self.modules()]  # a caller may have set parts apart
-        self.eval()
-        try:
+        with evaluating(self):
             ready = self if compile else self.ready()
             for first in progress(range(0, count, batch_size)):
                 part = slice(first, first + batch_size)
@@ -313,9 +312,6 @@ class Captioner(nn.Module):
                 found = search(decode, chosen, wished,
                                eos_id=self.config.decoder.eos_id, seeds=seeds, device=memory.tokens.device)
                 captions += [Caption.of(hypotheses, self.tokenizer) for hypotheses in found]
-        finally:
-            for module, mode in modes:
-                module.training = mode
         return captions
 
     def memory_of(self, images: Tensor | Memory | Sequence[Photo | Tensor], part: slice = slice(None)) -> Memory:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..images import Photo
+from ..nn.modes import evaluating
 from ..search import Hypothesis, beam_search
 from .captioner import Captioner
 from .decoder import Memory
@@ -96,17 +97,12 @@ def verify_decoding(model: Captioner, images: Tensor | Memory | Sequence[Photo] 
     if longest < 3:
         raise InputError(f"max_len={max_len} (the decoder has {model.config.decoder.max_len} positions): at least 3 "
                          "tokens are needed to check anything")
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         generator = torch.Generator().manual_seed(seed)
         memory = model.memory_of(_random_images(model, generator) if images is None else images)
         if len(memory.tokens) < 2:
             raise InputError(f"{len(memory.tokens)} image: at least 2 are needed, to tell them apart")
         checks = tuple(_checks(model, memory, generator, beams, longest))
-    finally:
-        for module, mode in modes:
-            module.training = mode
     report = DecodingReport(checks, len(memory.tokens))
     if strict and not report.passed:
         failed = "; ".join(str(check) for check in checks if not check.passed)

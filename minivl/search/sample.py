@@ -66,7 +66,7 @@ def sample_search(decode: Steps, prompt: Tensor, *, eos_id: int, samples: int = 
     for length in range(1, max_len + 1):
         left, done = max_len - length + 1, open_.lengths < length  # (B, n)
         allowed = _checked(constrained(constraints, open_.ids, logp, left), done)
-        tokens = _draw(constrained(shape, open_.ids, allowed, left), open_.uniform[..., length - 1])  # (B, n)
+        tokens = draw(constrained(shape, open_.ids, allowed, left), open_.uniform[..., length - 1])  # (B, n)
         open_.say(tokens.masked_fill(done, eos_id), logp, done, eos_id, length)
         over = (open_.lengths <= length).all(1).tolist()
         found.update(open_.finished([i for i, is_over in enumerate(over) if is_over or length == max_len]))
@@ -144,8 +144,16 @@ def _checked(logp: Tensor, done: Tensor) -> Tensor:
     return logp.masked_fill(done[..., None], 0.0)
 
 
-def _draw(logp: Tensor, uniform: Tensor) -> Tensor:
-    """Tokens (B, n) where uniform numbers (B, n) fall among the cumulated probabilities of (B, n, V)."""
+def draw(logp: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens where uniform numbers fall among the cumulated probabilities.
+
+    Args:
+        logp: (B, n, V) log-probabilities, or logits.
+        uniform: (B, n) from 0 to 1.
+
+    Returns:
+        (B, n), never a token without probability.
+    """
     exact = torch.float32 if logp.device.type == "mps" else torch.float64  # Metal has no float64
     cumulated = logp.softmax(-1).cumsum(-1, dtype=exact)
     # right of all that is not above it: a token without probability is never drawn

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.strings import Made
 from ..text.tokenizer import Tokenizer
 
 
@@ -19,7 +19,7 @@ def encode_captions(captions: Sequence[str], tokenizer: Tokenizer, max_len: int)
     return [torch.tensor([tokenizer.bos_id, *ids, tokenizer.eos_id][: max_len + 1]) for ids in encoded]
 
 
-class Sequences(Sequence[list[Tensor]]):
+class Sequences(Made[list[Tensor]]):
     """The captions of each picture as ids, all in three arrays.
 
     Args:
@@ -37,16 +37,8 @@ class Sequences(Sequence[list[Tensor]]):
     def __len__(self) -> int:
         return len(self._firsts) - 1
 
-    @overload
-    def __getitem__(self, photo: int) -> list[Tensor]: ...
-
-    @overload
-    def __getitem__(self, photo: slice) -> list[list[Tensor]]: ...
-
-    def __getitem__(self, photo: int | slice) -> list[Tensor] | list[list[Tensor]]:
-        if isinstance(photo, slice):
-            return [self[one] for one in range(len(self))[photo]]
-        photo = range(len(self))[photo]
+    def make(self, photo: int) -> list[Tensor]:
+        """The captions of a picture."""
         return [self.caption(photo, place) for place in range(self._firsts[photo + 1] - self._firsts[photo])]
 
     def caption(self, photo: int, place: int) -> Tensor:
@@ -65,7 +57,7 @@ class Sequences(Sequence[list[Tensor]]):
         return int((ids[ends[1:] - 1] != end).sum())
 
 
-class Lengths(Sequence[list[int]]):
+class Lengths(Made[list[int]]):
     """So many tokens each caption of each picture has.
 
     Args:
@@ -79,14 +71,6 @@ class Lengths(Sequence[list[int]]):
     def __len__(self) -> int:
         return len(self._firsts) - 1
 
-    @overload
-    def __getitem__(self, photo: int) -> list[int]: ...
-
-    @overload
-    def __getitem__(self, photo: slice) -> list[list[int]]: ...
-
-    def __getitem__(self, photo: int | slice) -> list[int] | list[list[int]]:
-        if isinstance(photo, slice):
-            return [self[one] for one in range(len(self))[photo]]
-        photo = range(len(self))[photo]
+    def make(self, photo: int) -> list[int]:
+        """The lengths of a picture's captions."""
         return self._lengths[self._firsts[photo]:self._firsts[photo + 1]].tolist()

@@ -22,6 +22,7 @@ from ..models.decoder import Memory
 from ..models.vit import ViTConfig
 from ..models.wishes import wishes
 from ..search import Options
+from ..search.sample import draw
 from .caption_batches import IGNORED, Batch, Fetch, Look, Plan, Plans, uniform
 from .caption_ids import Sequences, encode_captions
 from .distributed import ALONE, Processes
@@ -59,17 +60,11 @@ class TeacherForced(nn.Module):
         if said is not None:
             with torch.no_grad():
                 logits = self.model(None, ids, memory=memory)
-                ids = torch.where(said <= 1, shifted(drawn(logits, said.roll(-1, 1))), ids)
+                ids = torch.where(said <= 1, shifted(draw(logits.float(), said.roll(-1, 1))), ids)
             torch.clear_autocast_cache()  # until torch 2.10 it kept casts of the weights that no gradient flows through
         if hidden is not None:
             ids = ids.masked_fill(hidden, self._unknown)
         return self.model(None, ids, memory=memory)
-
-
-def drawn(logits: Tensor, numbers: Tensor) -> Tensor:
-    """The word (...) at which the sum of probabilities of logits (..., V) passes a number (...) from 0 to 1."""
-    ends = logits.float().softmax(-1).cumsum(-1)  # (..., V)
-    return torch.searchsorted(ends, numbers[..., None].to(ends), right=True)[..., 0].clamp_max(logits.shape[-1] - 1)
 
 
 def shifted(ids: Tensor) -> Tensor:

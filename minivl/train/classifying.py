@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from ..data.augment import Augment, check_mixing, mix_batch, mixed
 from ..data.order import cuts
+from ..data.workers import fetched
 from ..errors import InputError, some
 from ..images import Photo
 from ..loading import save
@@ -51,19 +51,16 @@ class _Plan(NamedTuple):
     whole: int
 
 
-class _Fetch(Dataset["Batch | InputError"]):
-    """Batches by their plan; runs in worker processes, so that errors are handed over, not raised."""
+class _Fetch:
+    """Batches by their plan."""
 
     def __init__(self, photos: Sequence[Photo] | Tensor, labels: Sequence[int], augment: Augment | None,
                  mixing: Mapping[str, Any] | None = None) -> None:
         self._photos, self._labels, self._augment = photos, torch.as_tensor(labels), augment
         self._mixing = mixing
 
-    def __getitem__(self, plan: _Plan) -> Batch | InputError:
-        try:
-            images = self._images(plan)
-        except InputError as error:
-            return error  # raised in a worker, it would come out wrapped in a traceback
+    def __call__(self, plan: _Plan) -> Batch:
+        images = self._images(plan)
         targets = self._labels[plan.samples]
         if self._mixing is not None:
             images, targets = mix_batch(images, targets, epoch=plan.epoch, step=plan.step, **self._mixing)
@@ -74,20 +71,6 @@ class _Fetch(Dataset["Batch | InputError"]):
             return self._photos[plan.samples]
         assert self._augment is not None
         return torch.stack([self._augment(self._photos[sample], plan.epoch, sample) for sample in plan.samples])
-
-    def all(self, plans: Sequence[_Plan], workers: int, pin: bool) -> Iterator[Batch]:
-        """The batches of these plans, in order.
-
-        Raises:
-            InputError: a photo cannot be opened.
-        """
-        # the loader draws seeds for its workers, which need none: not from the generator of everybody
-        loader: DataLoader[Batch | InputError] = DataLoader(
-            self, batch_size=None, sampler=plans, num_workers=workers, pin_memory=pin, generator=torch.Generator())
-        for batch in loader:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
 
 
 class ClassifyTask:
@@ -171,7 +154,7 @@ class ClassifyTask:
             # without a share there is still one row to compute: the others wait for gradients
             own = samples[first:last] or samples[:1]
             plans.append(_Plan(epoch, step, own, last - first, len(samples)))
-        return self._train.all(plans, self._workers, self._pin)
+        return fetched(self._train, plans, workers=self._workers, pin=self._pin)
 
     def parts(self, batch: Batch) -> list[tuple[Batch, float]]:
         """Micro-batches, weighted by their rows."""
@@ -193,7 +176,7 @@ class ClassifyTask:
         """Top-1, top-5 (of fewer than 5 classes: all), mean per class and cross-entropy of the validation pictures."""
         plans = [_Plan(0, 0, list(range(first, last)), last - first, last - first)
                  for first, last in cuts(self._val_count, -(-self._val_count // 64))]
-        batches: Iterable[Batch] = self._val.all(plans, self._workers, self._pin)
+        batches: Iterable[Batch] = fetched(self._val, plans, workers=self._workers, pin=self._pin)
         if self._progress is not None:
             batches = self._progress(batches, total=len(plans), desc="validation")
         found = [(_logits(model, batch).float().cpu(), batch.targets) for batch in batches]
@@ -267,7 +250,7 @@ def pooled_features(model: ViT, photos: Sequence[Photo], *, batch_size: int = 64
     plans = [_Plan(0, 0, list(range(first, last)), last - first, last - first)
              for first, last in cuts(len(photos), -(-len(photos) // batch_size))]
     fetch = _Fetch(photos, [0] * len(photos), _plain(model))
-    batches: Iterable[Batch] = fetch.all(plans, workers, device.type == "cuda")
+    batches: Iterable[Batch] = fetched(fetch, plans, workers=workers, pin=device.type == "cuda")
     if progress is not None:
         batches = progress(batches, total=len(plans), desc="encoding photos")
     model.eval()

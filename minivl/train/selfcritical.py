@@ -26,6 +26,7 @@ from ..errors import InputError
 from ..models.captioner import Captioner
 from ..models.decoder import Memory
 from ..models.wishes import search, wishes
+from ..nn.modes import evaluating
 from ..search import Options
 from ..search.constraints import constrained
 from .caption_batches import IGNORED
@@ -208,7 +209,7 @@ class SelfCriticalTask:
         images = batch.images[rows].to(device, non_blocking=True)
         seeds = [(self._seed, batch.epoch, photo) for photo in photos]
         found: list[list[tuple[int, ...]]] = []
-        with _evaluating(model), autocast(device, self._precision):
+        with evaluating(model), autocast(device, self._precision):
             memory = self._remember(model, images)
             for options in [self._options, *([] if self._leave_one_out else [self._greedy])]:
                 hypotheses = search(model.decoding(memory), options, self._wished, eos_id=decoder.eos_id, seeds=seeds,
@@ -252,7 +253,7 @@ class SelfCriticalTask:
         """The loss of a micro-batch; `model` is what `wrap` made of the captioner that is trained, or that itself."""
         if isinstance(model, Captioner):
             model = self.wrap(model)
-        with contextlib.nullcontext() if self._dropout else _evaluating(self._model):
+        with contextlib.nullcontext() if self._dropout else evaluating(self._model):
             logits = model(batch.images, batch.ids)  # (B*n, T, V)
         logits = (logits.float() + self._ruled_out) / self._options.temperature
         unlikely = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED,
@@ -270,15 +271,3 @@ class SelfCriticalTask:
     def save(self, model: nn.Module, path: Path, scores: Mapping[str, float]) -> None:
         """As `CaptionTask`."""
         self.scored.save(model, path, scores)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while, whatever the mode of each part."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
