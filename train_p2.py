@@ -113,9 +113,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                        help="photos are shown mirrored half of the time, although captions may say left or right: with "
                        "--freeze-encoder by features of both kinds (on unless --no-mirror), else as they are read (off "
                        "unless asked for)")
-    train.add_argument("--views", type=int, help="with --freeze-encoder: features of so many versions of each training "
-                       "photo, of which an epoch shows one: the photo itself, and parts of it drawn at random, half of "
-                       "them mirrored if --mirror")
+    train.add_argument("--views", type=int, help="versions of each training photo, of which an epoch shows one: the "
+                       "photo itself, and parts of it drawn at random, half of them mirrored if --mirror; with "
+                       "--freeze-encoder their features are stored")
     train.add_argument("--crop-scale", type=float, help="smallest share of the photo in such a part (default: "
                        f"{View.crop_scale})")
     train.add_argument("--drop-tokens", type=float,
@@ -143,8 +143,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     programs.check_common(args)
     choose_new(args)
     choose_own(args)
+    check_said(args, programs.said(parser, argv))
     check(args)
     return args
+
+
+def check_said(args: argparse.Namespace, said: set[str]) -> None:
+    """Refuse what is said and would change nothing; a recipe may know it for runs in which it does."""
+    for names, other, why in (
+            (("scenes", "val_scenes"), "images", "these photos are what is read"),
+            (("pieces", "vocab_size", "min_count"), "tokenizer", "that file has its words")):
+        if getattr(args, other) and (idle := [name for name in names if name in said]):
+            raise InputError(f"--{idle[0].replace('_', '-')} does not go with --{other}: {why}")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -154,8 +164,8 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("--mirror is for --images: captions of the built-in scenes say where things are")
     frozen_photos = bool(args.images and args.freeze_encoder)
     args.mirror = frozen_photos if args.mirror is None else args.mirror
-    if args.views is not None and not frozen_photos:
-        raise InputError("--views is for --images with --freeze-encoder: versions whose features are stored")
+    if args.views is not None and not args.images:
+        raise InputError("--views is for --images: captions of the built-in scenes say where things are")
     if args.crop_scale is not None and (args.views is None or not 0 < args.crop_scale <= 1):
         raise InputError(f"--crop-scale {args.crop_scale}: " + ("it is for --views, which makes parts of photos"
                          if args.views is None else "give a share above 0, at most 1"))
@@ -258,7 +268,8 @@ def load_tokens(args: argparse.Namespace, data: Data, model: Captioner | CLIP, e
         return features.encode_images(encoder, pictures, dtype=args.precision,
                                       progress=programs.progress) if args.freeze_encoder else pictures
     if not args.freeze_encoder:
-        return Photos(pictures, model, mirror=training and args.mirror)
+        return Photos(pictures, model, args.mirror, args.views or 1, args.crop_scale or 1, args.seed) if training else \
+            Photos(pictures, model)
     shown: list[dict[str, Any]] = [{}]
     if training and args.views:
         shown += [{"view": View(number, args.seed, args.crop_scale, 0.5 * args.mirror)}

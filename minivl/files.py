@@ -237,7 +237,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
             name that is there twice (which safetensors itself lets pass), a type that is not known, a shape that
             does not fill its bytes, bytes of two tensors or of none. All problems are listed.
     """
-    with _opened(path) as (opened, metadata):
+    with open_tensors(path) as (opened, metadata):
         return {name: opened.get_tensor(name) for name in opened.keys()}, metadata
 
 
@@ -250,13 +250,20 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, tuple[int, ...]
     Raises:
         InputError: as `read_tensors`.
     """
-    with _opened(path) as (opened, metadata):
+    with open_tensors(path) as (opened, metadata):
         return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}, metadata
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A safetensors file whose header has been checked, and its metadata."""
+def open_tensors(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A safetensors file whose header has been checked, and its metadata, to read some of its tensors.
+
+    Yields:
+        ``(opened, {key: text})``, the first as `safetensors.safe_open` gives it.
+
+    Raises:
+        InputError: as `read_tensors`.
+    """
     file = existing_file(path)
     try:
         size, entries = _header_of(file)

@@ -153,6 +153,13 @@ def recipe_defaults(parser: argparse.ArgumentParser, argv: Sequence[str] | None,
     parser.set_defaults(**settings)
 
 
+def said(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> set[str]:
+    """Which options the command line gives, by their names in `parser.parse_args`; neither defaults nor recipes."""
+    unsaid = object()
+    marked = argparse.Namespace(**{action.dest: unsaid for action in parser._actions})
+    return {name for name, value in vars(parser.parse_args(argv, marked)).items() if value is not unsaid}
+
+
 def _fits(option: argparse.Action, value: Any) -> bool:
     """Whether a JSON value is one that the command line could have given."""
     if value is None:

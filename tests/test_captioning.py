@@ -46,22 +46,9 @@ def equal(one: list[Batch], two: list[Batch]) -> bool:
         for first, second in zip(one, two))
 
 
-class Numbers:
-    """Pictures whose every pixel is their number."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, photos: Any) -> Tensor:
-        return torch.tensor(list(photos), dtype=torch.float32)[:, None, None, None].repeat(1, 3, 12, 8)
-
-
 def numbered(captions: list[list[str]], views: int = 1, **options: Any) -> CaptionTask:
     model = tiny_run.captioner()
-    return CaptionTask(model, Numbers(views * len(captions)), captions, Numbers(2),
+    return CaptionTask(model, tiny_run.Numbers(views * len(captions)), captions, tiny_run.Numbers(2),
                        {"a": ["a dog"], "b": ["the cat"]}, remember=Captioner.encode, views=views,
                        **{"max_len": 10, **options})
 
@@ -497,6 +484,34 @@ def test_photos_and_pixels_equal_preprocess(tmp_path: Path) -> None:
         Pixels(pixels.transpose(0, 2, 1, 3), tiny_run.PREPROCESSING)
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_parts_of_photos_are_drawn_as_they_are_read(tmp_path: Path, mirror: bool) -> None:
+    """The first version is the photo; each of the others is a part of it that belongs to seed, photo and number."""
+    files, model = [], tiny_run.captioner()
+    for number in range(3):  # a pixel's red tells its column, its green its row, its blue the photo
+        pixels = np.stack(np.broadcast_arrays(np.arange(0, 240, 4)[None], np.arange(0, 200, 5)[:, None], 80 * number), -1)
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(pixels.astype(np.uint8)).save(files[-1])
+    plain, drawn = Photos(files, model), Photos(files, model, mirror, views=40, crop_scale=0.3, seed=5)
+    assert len(drawn) == 120
+    mean, std = (torch.tensor(values)[:, None, None] for values in (tiny_run.PREPROCESSING.mean,
+                                                                    tiny_run.PREPROCESSING.std))
+    torch.testing.assert_close(drawn[[2, 0]], plain[[2, 0]])
+    shown = (drawn[list(range(3, 120))] * std + mean) * 255  # (117, 3, H, W)
+    assert torch.allclose(shown[:, 2], torch.tensor([0.0, 80, 160]).repeat(39)[:, None, None], atol=1)
+    red, green = shown[:, 0], shown[:, 1]
+    assert (green[:, -1] > green[:, 0]).all()
+    turned = red[:, 0, -1] < red[:, 0, 0]
+    assert 30 < turned.sum() < 87 if mirror else not turned.any()
+    share = ((red[:, 0, -1] - red[:, 0, 0]).abs() / 236) * ((green[:, -1, 0] - green[:, 0, 0]) / 195)
+    share = share / (7 / 8 * 11 / 12)  # from middle to middle of the outermost pixels
+    assert 0.25 < share.min() < 0.5 and 0.8 < share.max() < 1.05
+    assert torch.equal(drawn[[50, 3]], Photos(files, model, mirror, 40, 0.3, 5)[[50, 3]])
+    assert not torch.equal(drawn[[50]], Photos(files, model, mirror, 40, 0.3, 6)[[50]])
+    with pytest.raises(InputError, match="crop_scale"):
+        Photos(files, model, views=2, crop_scale=0.0)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_photos_are_mirrored_as_they_are_read(tmp_path: Path, workers: int) -> None:
     """Either version comes with the picture's own captions, a resumed epoch has the same, another epoch others."""
@@ -567,11 +582,11 @@ def test_too_few_pictures() -> None:
     model = tiny_run.captioner()
     for train, val in ((0, 3), (3, 0), (3, 1)):
         with pytest.raises(InputError, match=f"{train} training and {val} validation"):
-            CaptionTask(model, Numbers(train), [["a dog"]] * train, Numbers(val),
+            CaptionTask(model, tiny_run.Numbers(train), [["a dog"]] * train, tiny_run.Numbers(val),
                         {str(number): ["a cat"] for number in range(val)}, remember=Captioner.encode,
                         max_len=10)
     with pytest.raises(InputError, match="as many pictures"):
-        CaptionTask(model, Numbers(4), [["a dog"]] * 3, Numbers(2), dict.fromkeys("ab", ["a"]),
+        CaptionTask(model, tiny_run.Numbers(4), [["a dog"]] * 3, tiny_run.Numbers(2), dict.fromkeys("ab", ["a"]),
                     remember=Captioner.encode)
 
 
@@ -585,7 +600,7 @@ def test_no_tokenizer() -> None:
 def test_references_without_a_word_are_found_before_training() -> None:
     told = {"a.jpg": ["a dog"], "b.jpg": ["..."]}
     with pytest.raises(InputError, match="'b.jpg' have no 'ptb-coco' token"):
-        CaptionTask(tiny_run.captioner(), Numbers(3), [["a dog"]] * 3, Numbers(2), told,
+        CaptionTask(tiny_run.captioner(), tiny_run.Numbers(3), [["a dog"]] * 3, tiny_run.Numbers(2), told,
                     remember=Captioner.encode, max_len=10)
 
 

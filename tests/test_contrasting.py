@@ -24,7 +24,7 @@ from minivl.metrics.retrieval import recall_at_k
 from minivl.models.clip import CLIP, CLIPConfig, TextConfig
 from minivl.models.vit import ViT, ViTConfig
 from minivl.text.tokenizer import Tokenizer
-from minivl.train.contrasting import (LARGEST_SCALE, Batch, ContrastTask, Texts, contrast, image_features, pooled,
+from minivl.train.contrasting import (LARGEST_SCALE, Batch, ContrastTask, Texts, contrast, features_of, pooled,
                                       unknown_id)
 from minivl.train.loop import Plan, autocast, fit
 from minivl.train.pictures import Pixels
@@ -54,22 +54,9 @@ def pair(vision: ViTConfig = VISION, *, texts: Sequence[str] = (" ".join(tiny_ru
     return model
 
 
-class Numbers:
-    """Pictures whose every pixel is their number."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, photos: Any) -> Tensor:
-        return torch.tensor(list(photos), dtype=torch.float32)[:, None, None, None].repeat(1, 3, 12, 8)
-
-
 def numbered(captions: list[list[str]], views: int = 1, **options: Any) -> ContrastTask:
-    return ContrastTask(pair(), Numbers(views * len(captions)), captions, Numbers(2), [["a dog"], ["the cat"]],
-                        views=views, **{"max_len": 11, **options})
+    return ContrastTask(pair(), tiny_run.Numbers(views * len(captions)), captions, tiny_run.Numbers(2),
+                        [["a dog"], ["the cat"]], views=views, **{"max_len": 11, **options})
 
 
 def tiny_task(model: CLIP, pictures: int = 21, **options: Any) -> ContrastTask:
@@ -318,7 +305,7 @@ def test_pooled_features_are_what_the_projection_sees(changes: dict[str, Any]) -
     with torch.no_grad():
         stored = pooled(encoder.eval(), encoder.encode(pictures.pixels))
         assert stored.shape[:2] == (70, 2 if changes.get("dist_token") else 1)
-        torch.testing.assert_close(image_features(model, stored), model.encode_image(pictures.pixels))
+        torch.testing.assert_close(features_of(model, stored), model.encode_image(pictures.pixels))
 
 
 # -- scores --------------------------------------------------------------------------------------------------
@@ -450,9 +437,9 @@ def test_a_small_training_learns(tmp_path: Path) -> None:
 def test_mistakes(options: dict[str, Any], told: str) -> None:
     options = {"max_len": 11, **options}
     captions = tiny_run.captions(options.pop("pictures", 13))
-    images = Numbers(options.pop("images", len(captions)))
+    images = tiny_run.Numbers(options.pop("images", len(captions)))
     with pytest.raises(InputError, match=told) as raised:
-        ContrastTask(pair(), images, captions, Numbers(2), [["a dog"], ["the cat"]],
+        ContrastTask(pair(), images, captions, tiny_run.Numbers(2), [["a dog"], ["the cat"]],
                      **{"batch_size": 64, **options})
     assert "\n" not in str(raised.value)
 
@@ -473,14 +460,14 @@ def test_tokenizers_that_cannot_do_it() -> None:
 
 
 def test_a_picture_that_does_not_open() -> None:
-    class Broken(Numbers):
+    class Broken(tiny_run.Numbers):
         def __getitem__(self, photos: Any) -> Tensor:
             if 3 in photos:
                 raise InputError("does not open", source="3.jpg")
             return super().__getitem__(photos)
 
     for workers in (0, 1):
-        task = ContrastTask(pair(), Broken(8), tiny_run.captions(8), Numbers(2), [["a dog"], ["the cat"]],
+        task = ContrastTask(pair(), Broken(8), tiny_run.captions(8), tiny_run.Numbers(2), [["a dog"], ["the cat"]],
                             batch_size=4, max_len=11, workers=workers)
         with pytest.raises(InputError, match="^3.jpg: does not open$"):
             batches(task)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,10 @@ from torch import Tensor
 
 import train_p1
 from minivl.errors import InputError
-from minivl.files import read_tensors
+from minivl.files import read_tensors, write_tensors
 from minivl.loading import load, save
 from minivl.models.vit import ViT
+from minivl.train.checkpoint import read_checkpoint
 from minivl.train.distributed import ALONE, Processes, processes
 from minivl.train.loop import Plan, fit
 from minivl.train.run import read_history
@@ -26,10 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("shared", "shard")
 
 
-def torchrun(*argv: str | Path) -> subprocess.CompletedProcess[str]:
-    """Two processes on this machine."""
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                           *map(str, argv)], capture_output=True, text=True, cwd=ROOT, timeout=600,
+def torchrun(*argv: str | Path, count: int = 2) -> subprocess.CompletedProcess[str]:
+    """So many processes on this machine."""
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+                           *map(str, (count, *argv))], capture_output=True, text=True, cwd=ROOT, timeout=600,
                           env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
                                "PYTHONWARNINGS": "error::FutureWarning,error::DeprecationWarning:minivl"})
 
@@ -77,17 +80,71 @@ def test_two_train_what_one_does(two: Path, one: Path, kind: str, case: str) -> 
     assert (logits(found) - logits(wanted)).abs().max() < 1e-5
     rows = [[row for row in read_history(folder) if "epoch" in row] for folder in (found, wanted)]
     assert [row["top1"] for row in rows[0]] == [row["top1"] for row in rows[1]]
-    kept, known = (read_tensors(folder / "checkpoint.safetensors")[0] for folder in (found, wanted))
+    kept, known = (read_checkpoint(folder / "checkpoint.safetensors")[0] for folder in (found, wanted))
     assert {name: tensor.shape for name, tensor in kept.items()} == {name: one.shape for name, one in known.items()}
     if case == "sam":  # AdamW divides gradients that are nothing but rounding (of the keys' biases) by their size
         assert max((kept[name] - tensor).abs().max() for name, tensor in known.items()) < 1e-6
 
 
+@pytest.mark.parametrize("how", ["resumed", "interrupted"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_of_two_stops_and_goes_on(two: Path, kind: str) -> None:
-    assert torch.equal(losses(two / f"{kind}-resumed"), losses(two / f"{kind}-sam"))
-    pair = [read_tensors(two / f"{kind}-{name}" / "checkpoint.safetensors")[0] for name in ("resumed", "sam")]
+def test_a_run_of_two_stops_and_goes_on(two: Path, kind: str, how: str) -> None:
+    """By a time limit, or by SIGTERM to one of them; at a step that is the last of an epoch too."""
+    assert torch.equal(losses(two / f"{kind}-{how}"), losses(two / f"{kind}-sam"))
+    pair = [read_checkpoint(two / f"{kind}-{name}" / "checkpoint.safetensors")[0] for name in (how, "sam")]
     assert pair[0].keys() == pair[1].keys() and all(torch.equal(pair[1][name], pair[0][name]) for name in pair[0])
+
+
+# -- parts ---------------------------------------------------------------------------------------------------
+
+def test_each_process_writes_its_parts(two: Path) -> None:
+    run = two / "shard-adamw"
+    folder, = run.glob("checkpoint-*")
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == ["1-of-2.safetensors", "2-of-2.safetensors"]
+    beside, header = read_tensors(run / "checkpoint.safetensors")
+    assert json.loads(header["training"])["parts"] == folder.name
+    assert beside and {name.split(".")[1] for name in beside} == {"step"}
+    whole, _ = read_checkpoint(run / "checkpoint.safetensors")
+    held = [sum(tensor.numel() for tensor in read_tensors(file)[0].values()) for file in files]
+    wanted = sum(tensor.numel() for name, tensor in whole.items() if name not in beside)
+    # [class] and register tokens have one row
+    assert sum(held) == wanted and max(held) < 0.6 * wanted
+    assert not list((two / "shared-adamw").glob("checkpoint-*"))
+
+
+def damaged(two: Path, folder: Path, change: Callable[[Path], object]) -> str:
+    """What is said of a run whose parts were changed."""
+    shutil.copytree(two / "shard-sam", folder)
+    parts, = folder.glob("checkpoint-*")
+    change(parts)
+    with pytest.raises(InputError) as raised:
+        two_processes.train(folder, "sam", resume=True)
+    assert "\n" not in str(raised.value) and str(parts) in str(raised.value)
+    return str(raised.value)
+
+
+def cut(parts: Path) -> None:
+    file = parts / "2-of-2.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def rename(parts: Path) -> None:
+    """The same part twice."""
+    shutil.copy(parts / "1-of-2.safetensors", parts / "2-of-2.safetensors")
+
+
+def headless(parts: Path) -> None:
+    file = parts / "1-of-2.safetensors"
+    write_tensors(file, read_tensors(file)[0], {"parts": "[1"})
+
+
+@pytest.mark.parametrize("change, told", [
+    (cut, "2-of-2.safetensors: is not a whole safetensors file"), (headless, "1-of-2.safetensors: is damaged"),
+    (lambda parts: (parts / "1-of-2.safetensors").unlink(), "is damaged: parts of model."),
+    (rename, "is damaged: parts of model."), (shutil.rmtree, "is missing: this folder belongs to the checkpoint")])
+def test_damaged_parts(two: Path, tmp_path: Path, change: Callable[[Path], object], told: str) -> None:
+    assert told in damaged(two, tmp_path / "run", change)
 
 
 def test_sam_by_the_share_of_each_process(two: Path) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 import train_p2
 from minivl.errors import InputError
-from minivl.files import read_tensors
 from minivl.images import Preprocessing
 from minivl.loading import load, save
 from minivl.models.vit import ViT, ViTConfig
+from minivl.train.checkpoint import read_checkpoint
 from minivl.train.distributed import Processes
 from minivl.train.loop import fit
 from minivl.train.run import read_history
@@ -33,6 +33,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         two_captioners.train(folder / f"one-then-{kind}", "sgd", stop=10)
     torch.set_num_threads(threads)
     done = torchrun(ROOT / "tests" / "two_captioners.py", folder)
+    assert done.returncode == 0, done.stderr
+    done = torchrun(ROOT / "tests" / "two_captioners.py", folder, count=3)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -62,7 +64,7 @@ def same(found: Path, wanted: Path, steps: int) -> None:
     for mine, theirs in zip(*rows):
         assert {name: mine[name] for name in mine if name != "seconds"} == pytest.approx(
             {name: theirs[name] for name in theirs if name != "seconds"}, abs=1e-5)
-    kept, known = (read_tensors(folder / "checkpoint.safetensors")[0] for folder in (found, wanted))
+    kept, known = (read_checkpoint(folder / "checkpoint.safetensors")[0] for folder in (found, wanted))
     assert {name: tensor.shape for name, tensor in kept.items()} == {name: one.shape for name, one in known.items()}
     if "adamw" not in found.name:  # it divides gradients that are nothing but rounding by their size
         assert max((kept[name] - tensor).abs().max() for name, tensor in known.items()) < 1e-6
@@ -78,7 +80,7 @@ def test_two_train_what_one_does(two: Path, one: Path, kind: str, case: str) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_number_of_processes_goes_on(two: Path, one: Path, kind: str) -> None:
-    """Two go on from where one stopped, and one from where two stopped."""
+    """Two go on from where one stopped, and one and three from where two stopped."""
     same(two / f"one-then-{kind}", one / "sgd", 20)
     assert len(losses(two / f"{kind}-stopped")) == 9
     threads = torch.get_num_threads()
@@ -86,6 +88,7 @@ def test_another_number_of_processes_goes_on(two: Path, one: Path, kind: str) ->
     two_captioners.train(two / f"{kind}-stopped", "sgd", resume=True)
     torch.set_num_threads(threads)
     same(two / f"{kind}-stopped", one / "sgd", 20)
+    same(two / f"{kind}-then-three", one / "sgd", 20)
 
 
 def test_a_pair_has_no_parts(tmp_path: Path) -> None:

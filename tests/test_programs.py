@@ -40,6 +40,15 @@ def test_wrong_options_are_one_line_and_code_2(argv: list[str], capsys: pytest.C
     assert err.startswith("test.py: ") and argv[0].split("=")[0] in err
 
 
+def test_what_is_said() -> None:
+    """Neither defaults nor what a recipe sets; a default that is given is said."""
+    made = parser()
+    made.set_defaults(lr=0.5)
+    assert programs.said(made, []) == set()
+    assert programs.said(made, ["--epochs", "3", "--no-tied", "--freeze"]) == {"epochs", "tied", "freeze"}
+    assert made.parse_args([]).lr == 0.5
+
+
 @pytest.mark.parametrize("argv, told", [
     (["--workers", "-1"], "--workers -1"), (["--seed", "-1"], "--seed -1"),
     (["--seed", str(2 ** 31)], "--seed")])

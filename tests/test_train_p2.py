@@ -540,7 +540,8 @@ def test_mistakes_of_pairs_in_files(data: Path, tmp_path: Path, capsys: pytest.C
     described = json.loads(tokenizer.to_json())
     text = json.dumps(described).replace("[UNK]", "nothing")
     (tmp_path / "words.json").write_text(text)
-    line = mistake(options(data, tmp_path / "one", **{**PAIR, "tokenizer": tmp_path / "words.json"}), capsys)
+    changes = {**PAIR, "tokenizer": tmp_path / "words.json", "min_count": None}
+    line = mistake(options(data, tmp_path / "one", **changes), capsys)
     assert line.startswith(f"{tmp_path / 'words.json'}: has no token of its own for unknown words")
     assert not (tmp_path / "one").exists() and not (tmp_path / "features").exists()
 
@@ -826,9 +827,14 @@ def mistake(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ({"beams": 0}, "--beams 0"), ({"max_len": 0}, "--max-len 0"), ({"min_count": 0}, "--min-count 0"),
     ({"min_count": 1000}, "min_count=1000"),
     ({"vocab_size": 3}, "vocab_size=3"), ({"workers": -1}, "--workers -1"), ({"seed": -1}, "--seed -1"),
-    ({"tokenizer": "none.json"}, "none.json: no such file"),
-    ({"views": 1}, "--views 1: give 2 or more"), ({"views": 2, "freeze_encoder": None}, "--views is for --images with"),
-    ({"views": 2, **SCENES, "freeze_encoder": True}, "--views is for --images with"),
+    ({"tokenizer": "none.json", "min_count": None}, "none.json: no such file"),
+    ({"tokenizer": "none.json"}, "--min-count does not go with --tokenizer: that file has its words"),
+    ({"tokenizer": "none.json", "min_count": None, "vocab_size": 9}, "--vocab-size does not go with --tokenizer"),
+    ({"tokenizer": "none.json", "min_count": None, "pieces": "word"}, "--pieces does not go with --tokenizer"),
+    ({"scenes": 12}, "--scenes does not go with --images: these photos"),
+    ({"val_scenes": 12}, "--val-scenes does not go with --images"),
+    ({"views": 1}, "--views 1: give 2 or more"), ({"views": 2, **SCENES}, "--views is for --images: captions of"),
+    ({"views": 2, **SCENES, "freeze_encoder": True}, "--views is for --images: captions of"),
     ({"crop_scale": 0.5}, "--crop-scale 0.5: it is for --views"),
     ({"views": 2, "crop_scale": 0}, "--crop-scale 0.0: give a share above 0"),
     ({"mirror": True, "images": None, "captions": None, "val_captions": None}, "--mirror"),
@@ -909,7 +915,7 @@ def test_a_folder_that_holds_a_run(data: Path, frozen: Path, capsys: pytest.Capt
 def test_other_captions_under_the_same_name(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "data")
     here = tmp_path / "data"
-    here_run = {"epochs": 1, "tokenizer": tmp_path / "words.json"}
+    here_run = {"epochs": 1, "tokenizer": tmp_path / "words.json", "min_count": None}
     tokenizer = tiny_run.captioner().tokenizer
     assert tokenizer is not None
     (tmp_path / "words.json").write_text(tokenizer.to_json())

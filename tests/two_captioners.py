@@ -1,6 +1,7 @@
 """Small trainings of a captioner and of an image-text pair, alone or in several processes, for tests.
 
     torchrun --nproc-per-node 2 tests/two_captioners.py FOLDER    each of `CASES`, and stopped and resumed ones
+    torchrun --nproc-per-node 3 tests/two_captioners.py FOLDER    goes on with some that two have stopped
 """
 
 from __future__ import annotations
@@ -77,9 +78,13 @@ def main(folder: Path) -> None:
         for shard in (False, True):
             group = Processes(shared.rank, shared.count, shard)
             name = "shard" if shard else "shared"
+            if shared.count == 3:
+                train(folder / f"{name}-then-three", "sgd", group, resume=True)
+                continue
             for case in SHARDED if shard else CASES:
                 train(folder / f"{name}-{case}", case, group)
             train(folder / f"{name}-stopped", "sgd", group, stop=9)
+            train(folder / f"{name}-then-three", "sgd", group, stop=9)
             train(folder / f"one-then-{name}", "sgd", group, resume=True)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -60,11 +61,21 @@ def task(model: ViT, group: Processes = ALONE, **options: Any) -> ClassifyTask:
 
 
 def train(folder: Path, case: str, group: Processes = ALONE, *, resume: bool = False, stop: int | None = None,
-          **changes: Any) -> None:
-    """One of `CASES`; or up to `stop` steps of it, with a checkpoint of the last one."""
+          kill: int | None = None, **changes: Any) -> None:
+    """One of `CASES`; or up to `stop` steps of it, with a checkpoint of the last one; or until SIGTERM comes to the
+    last process alone in step `kill`."""
     plan, options = CASES[case]
     model = vit()
     one = task(model, group, **options)
+    if kill is not None and group.rank == group.count - 1:
+        left, parts = itertools.count(kill - 1, -1), one.parts
+
+        def killed(batch: Any) -> Any:
+            if not next(left):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return parts(batch)
+
+        setattr(one, "parts", killed)
     if stop is not None:  # a time limit that is over after so many steps
         plan = replace(plan, time_limit=1e-9)
         left = itertools.count(stop - 1, -1)
@@ -77,6 +88,7 @@ def train(folder: Path, case: str, group: Processes = ALONE, *, resume: bool = F
 
 def main(folder: Path) -> None:
     with processes(torch.device("cpu")) as (shared, _):
+        interrupted = 0
         for shard in (False, True):
             group = Processes(shared.rank, shared.count, shard)
             name = "shard" if shard else "shared"
@@ -84,6 +96,13 @@ def main(folder: Path) -> None:
                 train(folder / f"{name}-{case}", case, group)
             train(folder / f"{name}-resumed", "sam", group, stop=9)
             train(folder / f"{name}-resumed", "sam", group, resume=True)
+            for stop in (9, 14):  # the second is the last step of an epoch
+                try:
+                    train(folder / f"{name}-interrupted", "sam", group, resume=stop > 9, kill=stop - 9 * (stop > 9))
+                except KeyboardInterrupt:
+                    interrupted += 1
+            train(folder / f"{name}-interrupted", "sam", group, resume=True)
+        assert interrupted == 4
         train(folder / "local", "sam", Processes(shared.rank, shared.count), sam_local=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +10,7 @@ from types import FrameType
 from typing import Any, Generic, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
@@ -34,7 +36,8 @@ def fetched(fetch: Callable[[P], T], plans: Iterable[P], *, workers: int = 0, pi
     """
     # the loader draws seeds for its workers, which need none: not from the generator of everybody
     loader: DataLoader[Any] = DataLoader(_Careful(fetch), batch_size=None, sampler=cast(Any, plans),
-                                         num_workers=workers, pin_memory=pin, generator=torch.Generator())
+                                         num_workers=workers, pin_memory=pin, generator=torch.Generator(),
+                                         worker_init_fn=functools.partial(_calm, dist.is_initialized()))
     with _Deaths(iter(loader)) as brought:
         while True:
             value = brought.next()
@@ -117,6 +120,14 @@ class _Deaths:
         self.used.remove(self)
         if not self.used and _main_thread() and signal.getsignal(signal.SIGCHLD) is _child_ended:
             signal.signal(signal.SIGCHLD, _Deaths.before)
+
+
+def _calm(several: bool, worker: int) -> None:
+    """In a worker: its process ends it, and not Ctrl-C, which reaches both; among several processes, which finish the
+    step that is under way, nor the SIGTERM that torchrun sends to all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if several:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _main_thread() -> bool:

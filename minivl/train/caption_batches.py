@@ -63,7 +63,7 @@ class Look(NamedTuple):
     view: int
 
 
-class Plan(NamedTuple):
+class Reading(NamedTuple):
     """What is to be fetched as one batch: of pictures and captions those of this process. See `Batch`."""
 
     looks: list[Look]
@@ -74,7 +74,7 @@ class Plan(NamedTuple):
 
 
 class Fetch:
-    """Batches by their plans.
+    """Batches by what is to be read.
 
     Args:
         images: pictures; version v of picture i is number ``i + v * len(sequences)``.
@@ -86,22 +86,22 @@ class Fetch:
     def __init__(self, images: Images, sequences: Sequences, pad_id: int, seed: int = 0) -> None:
         self._images, self._sequences, self._pad_id, self._seed = images, sequences, pad_id, seed
 
-    def __call__(self, plan: Plan) -> Batch:
+    def __call__(self, reading: Reading) -> Batch:
         inputs, targets = [], []
-        for look in plan.looks:
+        for look in reading.looks:
             for place in look.captions:
                 row = self._sequences.caption(look.photo, place or 0)
                 inputs.append(row[:-1] if place is not None else row[:1])
                 targets.append(row[1:] if place is not None else torch.tensor([IGNORED]))
-        seeds = [[mixed(self._seed, "captions", plan.epoch, look.photo, str(look.captions), row) for row in
-                  range(1 + len(look.captions))] for look in plan.looks]
-        rows = [look.photo + look.view * len(self._sequences) for look in plan.looks]
+        seeds = [[mixed(self._seed, "captions", reading.epoch, look.photo, str(look.captions), row) for row in
+                  range(1 + len(look.captions))] for look in reading.looks]
+        rows = [look.photo + look.view * len(self._sequences) for look in reading.looks]
         return Batch(self._images[rows], pad_sequence(inputs, batch_first=True, padding_value=self._pad_id),
                      pad_sequence(targets, batch_first=True, padding_value=IGNORED), torch.tensor(seeds),
-                     plan.tokens, plan.counted, plan.done)
+                     reading.tokens, reading.counted, reading.done)
 
 
-class Plans:
+class Readings:
     """The batches of an epoch, in an order of (seed, epoch), and of each the share of this process.
 
     Every picture is in an epoch once, with `refs` of its captions (the same again where it has fewer); or, with
@@ -139,8 +139,8 @@ class Plans:
         looks = sum(-(-len(told) // refs) for told in lengths) if self._all else len(lengths)
         self.steps = -(-looks // self._together)
 
-    def of(self, epoch: int, start: int = 0) -> Iterator[Plan]:
-        """The plans of an epoch from number `start` on."""
+    def of(self, epoch: int, start: int = 0) -> Iterator[Reading]:
+        """Those of an epoch from number `start` on."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         looks = self._looks(generator)
         order = torch.randperm(self.steps, generator=generator) if self._bucket else torch.arange(self.steps)
@@ -148,8 +148,8 @@ class Plans:
             first = int(order[number]) * self._together
             whole = [looks[place] for place in range(first, min(first + self._together, len(looks)))]
             first, last = cuts(len(whole), self._processes.count)[self._processes.rank]
-            yield Plan(whole[first:last] or whole[:1], epoch, sum(map(self._tokens, whole)), last > first,
-                       (epoch + number / self.steps) / self._epochs)
+            yield Reading(whole[first:last] or whole[:1], epoch, sum(map(self._tokens, whole)), last > first,
+                          (epoch + number / self.steps) / self._epochs)
 
     def _looks(self, generator: torch.Generator) -> _Looks:
         """All of an epoch, in order."""

@@ -23,7 +23,7 @@ from ..models.vit import ViTConfig
 from ..models.wishes import wishes
 from ..search import Options
 from ..search.sample import draw
-from .caption_batches import IGNORED, Batch, Fetch, Look, Plan, Plans, uniform
+from .caption_batches import IGNORED, Batch, Fetch, Look, Reading, Readings, uniform
 from .caption_ids import Sequences, encode_captions
 from .distributed import ALONE, Processes
 from .features import Images
@@ -93,7 +93,7 @@ class CaptionTask:
         sampling: probability with which at the end of the training a word the decoder reads is one it has drawn itself
             (scheduled sampling: Bengio et al. 2015); it rises in a line from 0. What is said is drawn in a first pass
             over the true words (Mihaylova and Martins 2019), in which no gradient is taken.
-        read, bucket: see `Plans`.
+        read, bucket: see `Readings`.
         epochs: of the training.
         accumulate: micro-batches of a process's share.
         processes: among which each batch is shared.
@@ -131,8 +131,8 @@ class CaptionTask:
             raise InputError(f"drop_tokens={drop_tokens}: only a ViT has as many tokens for every picture; give 0")
         sequences, val_sequences = (Sequences(encode_captions(list(told), tokenizer, max_len) for told in one)
                                     for one in (captions, val_captions.values()))
-        self._plans = Plans(sequences.lengths, batch_size=batch_size, refs=refs,
-                            seed=seed, views=views, read=read, bucket=bucket, epochs=epochs, processes=processes)
+        self._readings = Readings(sequences.lengths, batch_size=batch_size, refs=refs, seed=seed, views=views,
+                                  read=read, bucket=bucket, epochs=epochs, processes=processes)
         pad_id = model.config.decoder.pad_id
         self._train = Fetch(images, sequences, pad_id, seed)
         self._val, self._val_captions = Fetch(val_images, val_sequences, pad_id), val_captions
@@ -145,14 +145,14 @@ class CaptionTask:
         self._notes, self._progress = dict(notes or {}), progress
         self._pin = model.decoder.embed.weight.device.type == "cuda"
         self._signature: str | None = None  # of the last score
-        self.steps = self._plans.steps
+        self.steps = self._readings.steps
         self.cut = sequences.cut(tokenizer.eos_id)
 
     # -- training ----------------------------------------------------------------------------------------
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """This process's share of each batch of an epoch, in an order of (seed, epoch)."""
-        return fetched(self._train, self._plans.of(epoch, start), workers=self._workers, pin=self._pin)
+        return fetched(self._train, self._readings.of(epoch, start), workers=self._workers, pin=self._pin)
 
     def parts(self, batch: Batch) -> list[tuple[Batch, float]]:
         """Micro-batches, weighted by their tokens among those of the whole batch."""
@@ -201,12 +201,13 @@ class CaptionTask:
         """CIDEr-D of beam-search captions of the validation pictures, and their references' loss."""
         assert isinstance(model, Captioner)
         found, loss, tokens, pictures = [], 0.0, 0, len(self._val_captions)
-        starts: Iterable[int] = range(0, pictures, 64)
+        # one reference per picture is enough to follow the loss
+        readings = [Reading([Look(photo, (0,), 0) for photo in range(start, min(start + 64, pictures))])
+                    for start in range(0, pictures, 64)]
+        batches: Iterable[Batch] = fetched(self._val, readings, workers=self._workers, pin=self._pin)
         if self._progress is not None:
-            starts = self._progress(starts, total=-(-pictures // 64), desc="validation")
-        for start in starts:
-            # one reference per picture is enough to follow the loss
-            batch = self._val(Plan([Look(photo, (0,), 0) for photo in range(start, min(start + 64, pictures))]))
+            batches = self._progress(batches, total=len(readings), desc="validation")
+        for batch in batches:
             count = int((batch.targets != IGNORED).sum())
             memory = self._memory(model, batch)
             logits = model(None, batch.ids.to(memory.tokens.device), memory=memory)

@@ -1,6 +1,7 @@
 """A resumable training state in one safetensors file: weights, optimiser, average, and where it stood.
 
-No pickle: tensors are tensors, the rest is JSON in the header.
+No pickle: tensors are tensors, the rest is JSON in the header. What processes keep parts of lies in a folder beside the
+file, which names it, so that the two are replaced together.
 """
 
 from __future__ import annotations
@@ -8,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..errors import InputError, some
 from ..files import read_tensors, tensor_bytes, undamaged, write_tensors
-from .distributed import part_like, whole
+from .distributed import ALONE, Processes, part_like
 from .optim import Ema, is_frozen
+from .parts import part_shapes, read_parts, write_parts
 
 
 def _names(optimizer: torch.optim.Optimizer) -> list[str]:
@@ -41,18 +46,21 @@ def frozen_hash(model: nn.Module) -> str:
 
 def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer,
                     ema: Ema | None, progress: Mapping[str, Any], frozen: str | None = None,
-                    write: bool = True) -> None:
+                    processes: Processes = ALONE) -> None:
     """Write the whole state atomically.
 
     Args:
-        path: the file.
+        path: the file; where processes keep parts of weights, they write these to a folder beside it.
         model: its trainable parameters and its buffers are kept, and the hash of its frozen weights (they
             come from their own file).
         optimizer: with groups from `optim.decay_groups`.
         ema: the moving average, if there is one.
         progress: JSON-able: step, epoch, settings, ...
         frozen: the model's `frozen_hash`, where it is known already.
-        write: whether this process writes; the others only give their parts of sharded weights.
+        processes: whose state it is. The first one writes the file; with `shard` each must call this.
+
+    Raises:
+        OSError: it cannot be written; the checkpoint before is still there.
     """
     tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in model.named_parameters()
                                   if parameter.requires_grad}
@@ -63,15 +71,63 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
                         for key, value in state.items() if value is not None})  # SGD without momentum keeps a None
     if ema is not None:
         tensors.update({f"ema.{name}": tensor for name, tensor in ema.shadow.items()})
-    for name, part in list(tensors.items()):
-        tensor = whole(part)  # every process takes part, and only the one that writes keeps it
-        if write and tensor is not part:
-            tensors[name] = tensor.cpu()
-    if not write:
+    parts = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
+    path, folder = Path(path), None
+    if parts:
+        # never the folder that the present checkpoint names
+        numbers = [int(number) for one in _folders(path) if (number := one.name.rpartition("-")[2]).isdecimal()]
+        folder = path.with_name(f"{path.stem}-{int(processes.sum(processes.first and max(numbers, default=0) + 1))}")
+        write_parts(folder, parts)
+    if not processes.first:
         return
-    header = {**progress, "ema_updates": ema.updates if ema is not None else None,
+    header = {**progress, "ema_updates": ema.updates if ema is not None else None, "parts": folder and folder.name,
               "frozen": frozen or frozen_hash(model), "moments": sorted(names[index] for index in states)}
-    write_tensors(path, tensors, {"training": json.dumps(header)})
+    write_tensors(path, {name: tensor for name, tensor in tensors.items() if name not in parts},
+                  {"training": json.dumps(header)})
+    for old in _folders(path):
+        if old != folder:
+            shutil.rmtree(old)
+
+
+def _folders(path: Path) -> list[Path]:
+    """The folders of parts of checkpoints with that name."""
+    return [one for one in path.parent.glob(f"{path.stem}-*") if one.is_dir()]
+
+
+def read_checkpoint(path: str | os.PathLike[str], parameters: Mapping[str, Tensor] | None = None
+                    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_checkpoint` wrote, by any number of processes.
+
+    Args:
+        path: the file.
+        parameters: by name; of those that this process keeps parts of, and of their averages and moments, its parts
+            are read and not the whole.
+
+    Returns:
+        ``({name: tensor}, progress)``.
+
+    Raises:
+        InputError: no such file, not a checkpoint, or a damaged one.
+    """
+    tensors, header = read_tensors(path)
+    if "training" not in header:
+        raise InputError("is no training checkpoint (it has no 'training' header)", source=path)
+    with undamaged(path):
+        progress = json.loads(header["training"])
+        if not isinstance(progress, dict):
+            raise TypeError("its 'training' header is no object")
+        folder = Path(path).with_name(progress["parts"]) if progress.get("parts") else None
+    if folder is None:
+        return tensors, progress
+    if not folder.is_dir():
+        raise InputError("is missing: this folder belongs to the checkpoint beside it", source=folder)
+    parts: dict[str, Tensor] = {}
+    for name, shape in part_shapes(folder).items():
+        # model.NAME, ema.NAME, optimizer.KEY.NAME
+        like = (parameters or {}).get(name.split(".", 2 if name.startswith("optimizer.") else 1)[-1])
+        parts[name] = torch.empty(shape) if like is None or like.shape != shape else torch.empty_like(like.detach())
+    read_parts(folder, parts)
+    return {**tensors, **parts}, progress
 
 
 def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer,
@@ -85,13 +141,7 @@ def load_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
         InputError: no such file, not a checkpoint, a damaged one, or one of another model (trained or frozen
             weights); nothing has been changed then.
     """
-    tensors, header = read_tensors(path)
-    if "training" not in header:
-        raise InputError("is no training checkpoint (it has no 'training' header)", source=path)
-    with undamaged(path):
-        progress = json.loads(header["training"])
-        if not isinstance(progress, dict):
-            raise TypeError("its 'training' header is no object")
+    tensors, progress = read_checkpoint(path, dict(model.named_parameters()))
     wanted: dict[str, Tensor] = {f"model.{name}": parameter.data
                                  for name, parameter in model.named_parameters() if parameter.requires_grad}
     wanted.update({f"buffer.{name}": buffer for name, buffer in model.named_buffers()})
@@ -133,6 +183,11 @@ def whole_number(values: Mapping[str, Any], key: str) -> int:
     return value
 
 
+def _own(tensor: Tensor) -> Tensor:
+    """What of a tensor this process has."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def _moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor],
              progress: Mapping[str, Any]) -> dict[int, dict[str, Tensor]]:
     """The state of each parameter, by its place; KeyError and ValueError where parts of it are missing."""
@@ -150,7 +205,7 @@ def _moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor],
     for place in (index[name] for name in progress.get("moments", [names[place] for place in state])):
         for key in _kept(optimizer):
             found, shape = state.get(place, {}).get(key), () if key == "step" else parameters[place].shape
-            if found is None or found.shape != shape or not found.isfinite().all():
+            if found is None or found.shape != shape or not _own(found).isfinite().all():
                 raise ValueError(f"the optimiser's {key} of {names[place]} is missing or unfit")
             if key != "step":
                 state[place][key] = part_like(found, parameters[place])

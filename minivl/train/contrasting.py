@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from .classifying import Probe
 from .distributed import ALONE, Processes
 from .features import Images
 
+T = TypeVar("T")
 LARGEST_SCALE = math.log(100)  # of the cosines' factor, as in the paper (section 2.5): beyond it training is unstable
 KS = (1, 5, 10)
 CHUNK = 64  # pictures encoded together in validation; four times as many captions
@@ -155,7 +156,7 @@ class Towers(nn.Module):
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised features (b, D) of pictures and (b', D) of texts in float32, and the factor on their cosines."""
-        pictures, texts = image_features(self.model, images), self.model.encode_text(ids)
+        pictures, texts = features_of(self.model, images), self.model.encode_text(ids)
         with torch.autocast(ids.device.type, enabled=False):  # steps of bfloat16 are coarse beside a factor of 100
             return (F.normalize(pictures.float(), dim=-1), F.normalize(texts.float(), dim=-1),
                     self.model.logit_scale.exp())
@@ -306,15 +307,17 @@ class ContrastTask:
         texts = self._val_texts
         every = [(photo, place) for photo, told in enumerate(texts.sequences) for place in range(len(told))]
         device = model.logit_scale.device
-        images = [image_features(model, self._val_images[list(range(first, last))]) for first, last in
-                  self._watched(cuts(len(texts), -(-len(texts) // CHUNK)), "validation pictures")]
+        photos = [list(range(*ends)) for ends in cuts(len(texts), -(-len(texts) // CHUNK))]
+        images = [features_of(model, batch) for batch in self._watched(
+            fetched(self._val_images.__getitem__, photos, workers=self._workers), len(photos), "validation pictures")]
+        parts = cuts(len(every), -(-len(every) // (4 * CHUNK)))
         said = [model.encode_text(texts.ids(every[first:last]).to(device)) for first, last in
-                self._watched(cuts(len(every), -(-len(every) // (4 * CHUNK))), "validation captions")]
+                self._watched(parts, len(parts), "validation captions")]
         pictures, captions = (F.normalize(torch.cat(one).float(), dim=-1).cpu() for one in (images, said))
         return pictures, captions, torch.tensor([photo for photo, _ in every])
 
-    def _watched(self, parts: list[tuple[int, int]], what: str) -> Iterable[tuple[int, int]]:
-        return parts if self._progress is None else self._progress(parts, total=len(parts), desc=what)
+    def _watched(self, parts: Iterable[T], count: int, what: str) -> Iterable[T]:
+        return parts if self._progress is None else self._progress(parts, total=count, desc=what)
 
     def save(self, model: nn.Module, path: Path, scores: Mapping[str, float]) -> None:
         """A weight file whose notes hold settings and scores."""
@@ -349,7 +352,7 @@ def limit_scale(model: CLIP) -> None:
     model.logit_scale.clamp_(max=LARGEST_SCALE)
 
 
-def image_features(model: CLIP, images: Tensor) -> Tensor:
+def features_of(model: CLIP, images: Tensor) -> Tensor:
     """Projected features (B, D) of pictures (B, 3, H, W), or of what `pooled` stored (B, k, D')."""
     images = images.to(model.logit_scale.device, non_blocking=True)
     return model.encode_image(images) if images.ndim == 4 else Probe(model.visual)(images)

@@ -8,7 +8,7 @@ import datetime
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -40,7 +40,7 @@ class Processes:
 
     def __init__(self, rank: int = 0, count: int = 1, shard: bool = False) -> None:
         self.rank, self.count, self.shard = rank, count, shard
-        self._blank: nn.Module | None = None
+        self._blank: nn.Module | None = None  # the model before it was cut, without memory for its weights
         self._sharded: FSDPModule | None = None
 
     @property
@@ -61,7 +61,8 @@ class Processes:
             InputError: a weight that is one number, with `shard`: nobody could keep a part of it.
         """
         device = next(model.parameters()).device
-        blank = copy.deepcopy(model) if self.count > 1 and self.shard else None
+        blank = _with(model, {tensor: torch.empty_like(tensor, device="meta") for tensor in model.parameters()}
+                      ) if self.count > 1 and self.shard else None
         wrapped = model if wrap is None else wrap(model)
         if blank is not None:
             if numbers := [name for name, parameter in model.named_parameters() if not parameter.ndim]:
@@ -87,13 +88,24 @@ class Processes:
             return model.no_sync()
         return contextlib.nullcontext()
 
-    def whole(self, model: nn.Module) -> nn.Module:
-        """The model with all of its weights, to be scored and saved; every process must call this."""
+    def whole(self, model: nn.Module, everywhere: bool = False) -> nn.Module:
+        """The model with all of its weights, which nothing else holds; every process must call this.
+
+        Args:
+            model: that was shared.
+            everywhere: give it to every process, and not to the first alone, the others what they have.
+        """
         if self._blank is None:
             return model
-        state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
-        self._blank.load_state_dict(state)
-        return self._blank
+        tensors: dict[Tensor, Tensor] = {}
+        for (name, parameter), empty in zip(model.named_parameters(), self._blank.parameters()):
+            tensor = whole(parameter.detach())  # one after the other: of those that are not kept, one at a time
+            if self.first or everywhere:
+                tensors[empty] = tensor
+        if not tensors:
+            return model
+        buffers = dict(model.named_buffers())
+        return _with(self._blank, {**tensors, **{old: buffers[name] for name, old in self._blank.named_buffers()}})
 
     def gather(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """The rows of all processes, one after the other, with gradients to those of each.
@@ -161,6 +173,13 @@ class _Gathered(torch.autograd.Function):
         return total[ctx.rank], None, None
 
 
+def _with(model: nn.Module, tensors: Mapping[Tensor, Tensor]) -> nn.Module:
+    """A copy of a model with these in the place of some of its parameters and buffers, whoever shares them."""
+    memo: dict[int, Any] = {id(old): nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                            for old, new in tensors.items()}
+    return copy.deepcopy(model, memo)
+
+
 ALONE = Processes()
 
 
@@ -171,7 +190,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def part_like(tensor: Tensor, other: Tensor) -> Tensor:
     """The part of a whole tensor that this process keeps, where it keeps a part of `other`; no process waits."""
-    if not isinstance(other, DTensor):
+    if not isinstance(other, DTensor) or isinstance(tensor, DTensor):
         return tensor
     mesh, rank = other.device_mesh, other.device_mesh.get_local_rank()
     rows = tensor.chunk(mesh.size())  # as FSDP2 cuts: along the first axis
@@ -214,5 +233,6 @@ def processes(device: torch.device, shard: bool = False) -> Iterator[tuple[Proce
         with warnings.catch_warnings():  # of gradients of tokens that every picture has, at no cost
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             yield Processes(dist.get_rank(), dist.get_world_size(), shard), device
+            dist.barrier()  # nobody leaves while others still talk to it
     finally:
         dist.destroy_process_group()

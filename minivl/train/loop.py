@@ -6,12 +6,9 @@ A run is a folder: ``checkpoint.safetensors`` (resume), ``best.safetensors`` and
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +20,7 @@ from torch import Tensor, nn
 from ..files import write_text
 from .checkpoint import frozen_hash, load_checkpoint, save_checkpoint
 from .distributed import ALONE, Processes
+from .interrupts import Interrupts
 from .optim import Ema, decay_groups, is_frozen, make_optimizer, schedule
 from .plan import FREE, Plan
 from .run import BEST, CHECKPOINT, LAST, Run
@@ -107,13 +105,14 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
             file of the run that is damaged, or the checkpoint of a finished epoch that is missing;
             a loss or gradient that is not finite (the last good checkpoint stays).
         KeyboardInterrupt: Ctrl-C or SIGTERM, after saving a checkpoint of the last whole step (where it came
-            while the weights were being changed, or processes keep parts of them, the checkpoint before stays).
+            while the weights were being changed, the checkpoint before stays). Several processes end the step that
+            is under way, so that all stand at the same one; a second Ctrl-C stops one at once.
     """
     training = _Training(model, task, plan, Run(Path(out)), settings, processes, wrap, compiled, resume)
     if processes.first:
         for name, text in (files or {}).items():
             write_text(Path(out) / name, text)
-    with _sigterm_interrupts():
+    with training.interrupts:
         while training.state["epoch"] < plan.epochs:
             if not training.rest_of_epoch(progress):
                 return
@@ -131,14 +130,17 @@ class _Training:
                      "steps_per_epoch": task.steps, **settings}
         self.total = plan.epochs * task.steps
         self.frozen = frozen_hash(model)
+        self.interrupts = Interrupts(processes.count > 1)
+        self.whole = True  # no step has half changed the weights
+        self.together = False  # every process ends after this step
         shared = processes.share(model, wrap, compiled)  # first: it may put parts in the place of weights
         groups = decay_groups(model, plan.weight_decay, plan.layer_decay, plan.encoder_scale)
         self.optimizer = make_optimizer(plan.optimizer, groups, momentum=plan.momentum)
         self.ema = Ema(model, plan.ema) if plan.ema else None
         self.stepper = Stepper(shared, task, plan, self.optimizer, processes)
-        self.started = self.begun = self.saved = time.monotonic()
         self.state = processes.first_then_all(lambda: run.open(self.told, resume, self.restore),
                                               lambda: run.follow(resume, self.restore))
+        self.started = self.begun = self.saved = time.monotonic()
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Put a checkpoint back; returns the progress it was saved with."""
@@ -148,46 +150,61 @@ class _Training:
 
     def checkpoint(self) -> None:
         """Write down where training stands."""
+        self.saved = time.monotonic()
+        self.state["seconds"] += self.saved - self.begun
+        self.begun = self.saved
         save_checkpoint(self.run.folder / CHECKPOINT, self.model, self.optimizer, self.ema,
                         {**self.state, "settings": self.told, "scaler": self.stepper.scaler.state_dict()}, self.frozen,
-                        self.processes.first)
-        self.saved = time.monotonic()
+                        self.processes)
 
     def rest_of_epoch(self, progress: Callable[..., Iterable[Any]] | None) -> bool:
-        """Train to the end of the epoch; False where the time limit came first."""
+        """Train to the end of the epoch, and write down where that is; False where the time limit came first."""
         state, task = self.state, self.task
-        self.begun = self.saved = time.monotonic()
         start = state["step"] - state["epoch"] * task.steps
         batches: Iterable[Any] = task.batches(state["epoch"], start)
         if progress is not None:
             batches = progress(batches, total=task.steps, initial=start, desc=f"epoch {state['epoch'] + 1}")
         train_mode(self.model)
-        whole = True  # no step has half changed the weights
+        self.whole = True
         held = [buffer.clone() for buffer in self.model.buffers()]  # after the last whole step
         try:
-            for batch in batches:
-                loss = self.stepper.gradients(batch, rate := self.rate(), state["step"], self.run)
-                whole = False
-                self.stepper.step()
-                if self.ema is not None:
-                    self.ema.update(self.model)
-                state["step"] += 1
-                state["sum"] += loss
-                shown = task.shown() if isinstance(task, Shown) else {}
-                if self.processes.first:
-                    self.run.write({"step": state["step"], "loss": loss, "lr": rate, **shown})
-                copy_all(self.model.buffers(), held)
-                whole = True
-                if self.out_of_time():
-                    return False
+            with self.interrupts.held():
+                for batch in batches:
+                    self.step(batch, held)
+                    if self.out_of_time():
+                        return False
+                    self.end_together()
+                self.checkpoint()  # scoring may take long, and be interrupted
+                self.end_together()
         except KeyboardInterrupt:
-            if whole and not self.processes.shard:  # its parts lie with processes that may be elsewhere
+            if self.whole and (not self.processes.shard or self.together):  # writing parts needs every process
                 self.stepper.undo()
                 copy_all(held, self.model.buffers())  # a forward pass may have moved batch norms' statistics
                 self.checkpoint()
             raise
-        self.checkpoint()  # scoring may take long, and be interrupted
         return True
+
+    def end_together(self) -> None:
+        """Raise KeyboardInterrupt in every process where one of several was told to end."""
+        if self.processes.count > 1 and self.processes.any(self.interrupts.noted):
+            self.together = True
+            raise KeyboardInterrupt
+
+    def step(self, batch: Any, held: list[Tensor]) -> None:
+        """One step; the buffers after it go to `held`."""
+        state, task = self.state, self.task
+        loss = self.stepper.gradients(batch, rate := self.rate(), state["step"], self.run)
+        self.whole = False
+        self.stepper.step()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        state["step"] += 1
+        state["sum"] += loss
+        shown = task.shown() if isinstance(task, Shown) else {}
+        if self.processes.first:
+            self.run.write({"step": state["step"], "loss": loss, "lr": rate, **shown})
+        copy_all(self.model.buffers(), held)
+        self.whole = True
 
     def rate(self) -> float:
         """The learning rate of the next step."""
@@ -203,7 +220,6 @@ class _Training:
             self.checkpoint()
         if not plan.time_limit or not self.processes.any(now - self.started > plan.time_limit):
             return False
-        self.state["seconds"] += now - self.begun
         self.checkpoint()
         logger.info("time limit of %g s reached at step %d of %d; --resume goes on", plan.time_limit,
                     self.state["step"], self.total)
@@ -214,7 +230,7 @@ class _Training:
         state = self.state
         row = {"epoch": state["epoch"] + 1, "step": state["step"], "train_loss": state["sum"] / self.task.steps}
         row.update(_score(self.model, self.task, self.ema, self.run, state, self.processes))
-        row["seconds"] = state["seconds"] = state["seconds"] + time.monotonic() - self.begun
+        row["seconds"] = state["seconds"] + time.monotonic() - self.begun
         state["epoch"], state["sum"] = state["epoch"] + 1, 0.0
         if self.processes.first:
             self.run.write(row)
@@ -244,20 +260,3 @@ def _score(model: nn.Module, task: Task, ema: Ema | None, run: "Run", state: dic
         if ema is not None:
             ema.swap(model)
     return scores
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM ends the loop as Ctrl-C does (only the main thread may set handlers)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

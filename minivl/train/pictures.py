@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.augment import Augment, View
 from ..data.pictures import Files, Members, open_captioned
 from ..data.scenes import Scenes
 from ..errors import InputError
@@ -92,18 +93,30 @@ def draw_scenes(start: int, count: int, preprocessing: Preprocessing, nouns: boo
 
 
 class Photos:
-    """Photos read and preprocessed each time they are asked for.
+    """Photos read and preprocessed each time they are asked for, in several versions: that of photo i with number v is
+    asked for as ``i + v * len(photos)``.
 
     Args:
         photos: files or PIL images, opened when they are asked for.
         model: whose preprocessing applies.
-        mirror: there is a second version of each, mirrored left to right; that of photo i is number
-            ``i + len(photos)``.
+        mirror: there is a second version of each, mirrored left to right.
+        views: there are so many versions of each, the photo itself and parts of it drawn at random from (seed, photo,
+            version), half of them mirrored with `mirror`.
+        crop_scale: smallest share of a photo's area in such a part.
+        seed: of these draws.
+
+    Raises:
+        InputError: a crop_scale out of range.
     """
 
-    def __init__(self, photos: Sequence[Photo], model: Captioner | CLIP, mirror: bool = False) -> None:
+    def __init__(self, photos: Sequence[Photo], model: Captioner | CLIP, mirror: bool = False, views: int = 1,
+                 crop_scale: float = View.crop_scale, seed: int = 0) -> None:
         self._photos, self._model = photos, Recipe(model.preprocessing, model.cell)
-        self._views = 1 + mirror
+        self._views, self._part = 1 + mirror, None
+        if views > 1:
+            assert model.preprocessing is not None  # else nothing says how photos become pixels
+            self._views = views
+            self._part = Augment(model.preprocessing, seed=seed, crop_scale=(crop_scale, 1.0), flip=0.5 * mirror)
 
     def __len__(self) -> int:
         return self._views * len(self._photos)
@@ -111,11 +124,14 @@ class Photos:
     def __getitem__(self, photos: Sequence[int]) -> Tensor:
         """(len(photos), 3, H, W)."""
         count = len(self._photos)
-        images = preprocess([self._photos[photo % count] for photo in photos], self._model)[0]
-        for row, photo in enumerate(photos):
-            if photo >= count:
-                images[row] = images[row].flip(-1)
-        return images
+        if self._part is None:
+            images = preprocess([self._photos[photo % count] for photo in photos], self._model)[0]
+            for row, photo in enumerate(photos):
+                if photo >= count:
+                    images[row] = images[row].flip(-1)
+            return images
+        return torch.stack([self._part(self._photos[photo % count], photo // count, photo % count) if photo >= count
+                            else preprocess([self._photos[photo]], self._model)[0][0] for photo in photos])
 
 
 class Pixels:

@@ -185,7 +185,7 @@ class SelfCriticalTask:
 
     def parts(self, batch: Batch) -> list[tuple[Part, float]]:
         """Micro-batches of drawn captions, weighted by their tokens among those of the whole batch."""
-        model = self._processes.whole(self._model)
+        model = self._processes.whole(self._model, everywhere=True)
         assert isinstance(model, Captioner)
         places = [(first, last) for first, last in cuts(batch.counted, self._accumulate)
                   if last > first or self._processes.count > 1]  # processes do as many passes each
