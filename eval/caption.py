@@ -45,6 +45,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", choices=("course", "coco", "jsonl"),
                         help="of --out: jsonl if it is so called, else course")
     parser.add_argument("--batch-size", type=int, default=64, help="photos decoded together")
+    parser.add_argument("--compile", action="store_true", help="decode in graphs of torch.compile (CUDA graphs on a "
+                        "GPU), which are made once, in a minute or so: for many photos")
     add_options(parser)
     parser.add_common()
     args = parser.parse_args(argv)
@@ -131,7 +133,8 @@ def captions(model: Captioner, files: Sequence[Path], options: Options, args: ar
         part = numbers[start:start + args.batch_size]
         images: list[Tensor] = [next(single)[0] for _ in part]
         with autocast(device, programs.precision_of(args.precision, device)):
-            yield from model.caption(images, numbers=part, batch_size=args.batch_size, **vars(options))
+            yield from model.caption(images, numbers=part, batch_size=args.batch_size, compile=args.compile,
+                                     **vars(options))
 
 
 def record(caption: Caption) -> dict[str, Any]:
@@ -165,7 +168,7 @@ def main(argv: Sequence[str] | None) -> None:
     options = options_of(args, max(1, min(model.longest, model.config.decoder.max_len - 1 - prefix)))
     model.caption([], **vars(options))  # words that it has not, and the like, before any photo is opened
     began = time.perf_counter()
-    told = list(captions(model.ready(), list(files.values()), options, args))
+    told = list(captions(model if args.compile else model.ready(), list(files.values()), options, args))
     seconds = time.perf_counter() - began
     write(args.out, args.format, {key: (file, one) for (key, file), one in zip(files.items(), told)})
     empty = sum(not one.text for one in told)

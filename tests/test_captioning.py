@@ -489,7 +489,8 @@ def test_parts_of_photos_are_drawn_as_they_are_read(tmp_path: Path, mirror: bool
     """The first version is the photo; each of the others is a part of it that belongs to seed, photo and number."""
     files, model = [], tiny_run.captioner()
     for number in range(3):  # a pixel's red tells its column, its green its row, its blue the photo
-        pixels = np.stack(np.broadcast_arrays(np.arange(0, 240, 4)[None], np.arange(0, 200, 5)[:, None], 80 * number), -1)
+        columns, rows = np.arange(0, 240, 4)[None], np.arange(0, 200, 5)[:, None]
+        pixels = np.stack(np.broadcast_arrays(columns, rows, 80 * number), -1)
         files.append(tmp_path / f"{number}.png")
         Image.fromarray(pixels.astype(np.uint8)).save(files[-1])
     plain, drawn = Photos(files, model), Photos(files, model, mirror, views=40, crop_scale=0.3, seed=5)

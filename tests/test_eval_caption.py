@@ -112,6 +112,20 @@ def test_a_caption_per_photo(place: Place, capsys: pytest.CaptureFixture[str]) -
     assert not [path for path in place.out.parent.iterdir() if path.name.startswith(".")]
 
 
+def test_compiled_says_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In graphs of fixed shapes, here without a compiler behind them."""
+    asked, caption = [], Captioner.caption
+
+    def eager(model: Captioner, images: Any, **options: Any) -> Any:
+        asked.append(options.get("compile"))  # `main` asks about no photo, without it
+        return caption(model, images, **{**options, "compile": "eager" if asked[-1] else False})
+
+    expected = place.run("--beams", 3)
+    monkeypatch.setattr(Captioner, "caption", eager)
+    assert place.run("--beams", 3, "--compile") == expected and asked[-1] is True
+    assert place.run("--beams", 3) == expected and asked[-1] is False
+
+
 def test_coco(place: Place) -> None:
     texts = [one.text for one in place.model.caption(files(place), max_len=11)]
     assert sorted(place.run("--format", "coco"), key=lambda one: one["image_id"]) == [

@@ -127,7 +127,7 @@ def compute_features(encoder: ViT, photos: Sequence[Path] | Files | Members, cac
         encoder: frozen, with known preprocessing.
         photos: files, or photos of shards.
         cache: folder of all caches.
-        dtype: "bf16" or "fp32", of the computation (by autocast) and of the stored rows.
+        dtype: "bf16", "fp16" or "fp32", of the computation (by autocast) and of the stored rows.
         flip: of the photos mirrored left to right.
         view: of this drawn version of them.
         hashes: `hash_photos` of them, if they are known.
