@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from dataclasses import replace
@@ -17,6 +16,7 @@ import test_contrasting
 import tiny_run
 import torch
 from random_models import randomise
+from two_processes import stopping
 
 from minivl.models.captioner import Captioner
 from minivl.models.clip import CLIP
@@ -62,12 +62,8 @@ def made(case: str, group: Processes = ALONE) -> tuple[Captioner | CLIP, Caption
 def train(folder: Path, case: str, group: Processes = ALONE, *, resume: bool = False, stop: int | None = None) -> None:
     """One of `CASES`; or up to `stop` steps of it, with a checkpoint of the last one."""
     plan = CASES[case][0]
-    if stop is not None:  # a time limit that is over after so many steps
-        plan = replace(plan, time_limit=1e-9)
-        left = itertools.count(stop - 1, -1)
-        group = Processes(group.rank, group.count, group.shard)
-        limits = group.any
-        setattr(group, "any", lambda value: limits(value) and next(left) <= 0)
+    if stop is not None:
+        plan, group = stopping(plan, group, stop)
     model, task = made(case, group)
     for _ in fit(model, task, plan, out=folder, settings={}, resume=resume, processes=group, wrap=task.wrap):
         pass

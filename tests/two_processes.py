@@ -60,6 +60,14 @@ def task(model: ViT, group: Processes = ALONE, **options: Any) -> ClassifyTask:
                         smoothing=0.1, processes=group, **options)
 
 
+def stopping(plan: Plan, group: Processes, steps: int) -> tuple[Plan, Processes]:
+    """A plan and processes whose time limit is over after so many steps."""
+    left, group = itertools.count(steps - 1, -1), Processes(group.rank, group.count, group.shard)
+    limits = group.any
+    setattr(group, "any", lambda value: limits(value) and next(left) <= 0)
+    return replace(plan, time_limit=1e-9), group
+
+
 def train(folder: Path, case: str, group: Processes = ALONE, *, resume: bool = False, stop: int | None = None,
           kill: int | None = None, **changes: Any) -> None:
     """One of `CASES`; or up to `stop` steps of it, with a checkpoint of the last one; or until SIGTERM comes to the
@@ -76,12 +84,8 @@ def train(folder: Path, case: str, group: Processes = ALONE, *, resume: bool = F
             return parts(batch)
 
         setattr(one, "parts", killed)
-    if stop is not None:  # a time limit that is over after so many steps
-        plan = replace(plan, time_limit=1e-9)
-        left = itertools.count(stop - 1, -1)
-        group = Processes(group.rank, group.count, group.shard)
-        limits = group.any
-        setattr(group, "any", lambda value: limits(value) and next(left) <= 0)
+    if stop is not None:
+        plan, group = stopping(plan, group, stop)
     for _ in fit(model, one, replace(plan, **changes), out=folder, settings={}, resume=resume, processes=group):
         pass
 
