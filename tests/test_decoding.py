@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from minivl.errors import InputError
 from minivl.models.captioner import Captioner
-from minivl.nn.packed import PackedLinear, packed
+from minivl.nn.packed import PAYS, PackedLinear, packed
 
 EAGER = "eager"  # a backend that makes graphs and compiles no C++
 
@@ -55,6 +55,26 @@ def test_a_packed_layer_multiplies_alike(kind: torch.dtype, close: float) -> Non
         torch.testing.assert_close(twin(sliced), layer(sliced), atol=close, rtol=close)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("out", [12, 40])
+@pytest.mark.parametrize("kind, close", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_one_row_again_and_again(out: int, kind: torch.dtype, close: float) -> None:
+    """Another layout is made once it pays; in float32 for a matrix with more rows than columns."""
+    torch.manual_seed(0)
+    layer = nn.Linear(24, out).to(kind)
+    twin = packed(layer)
+    assert isinstance(twin, PackedLinear)
+    for number in range(PAYS + 2):
+        made = number + 1 >= PAYS
+        x = torch.randn((24,) if number % 2 else (1, 1, 24)).to(kind)
+        torch.testing.assert_close(twin(x), layer(x), atol=close, rtol=close)
+        if twin._packed is not None or torch.ops.mkldnn._is_mkldnn_bf16_supported() or kind == torch.float32:
+            assert (twin._turned is not None) == (made and out > 24 and kind == torch.float32)
+            assert (twin._packed is not None) == (made and kind == torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(twin(x), layer(x), atol=3e-2, rtol=3e-2)
+
+
 def test_precision_of_autocast_and_gradients() -> None:
     layer, x = nn.Linear(24, 40), torch.randn(5, 24)
     twin = packed(layer)
@@ -88,7 +108,9 @@ def test_a_ready_captioner_says_the_same(tied: bool) -> None:
     model, images = captioner(3, scale=0.3, tied=tied), pictures(4)
     ready = model.ready()
     assert len(rows_of(ready.decoder)) == 2 * (4 + 4 + 2) + 1 and not rows_of(model)
-    assert ready.ready().decoder is ready.decoder
+    assert ready.ready().decoder is ready.decoder and ready.ready().encoder is ready.encoder
+    assert len(rows_of(ready.encoder)) == 2 * (4 + 2)
+    torch.testing.assert_close(ready.encode(images).tokens, model.encode(images).tokens, atol=1e-5, rtol=1e-5)
     seen, ids = model.encode(images), texts(4, 7)
     torch.testing.assert_close(ready(None, ids, memory=seen), model(None, ids, memory=seen), atol=1e-5, rtol=1e-5)
     assert ids_of(ready.caption(images, n_best=3, max_len=9)) == ids_of(model.caption(images, n_best=3, max_len=9))

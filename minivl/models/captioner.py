@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..errors import InputError
 from ..images import Photo, Preprocessing, preprocess
 from ..nn.modes import evaluating
+from ..nn.packed import packed
 from ..nn.record import AttnRecord, Site, filling
 from ..search import BEAMS, Options
 from ..text.tokenizer import Tokenizer
@@ -244,9 +245,10 @@ class Captioner(nn.Module):
         return self.decoder.start(memory)
 
     def ready(self) -> Captioner:
-        """The same captioner for decoding, with the weights as they are now: see `CaptionDecoder.ready`."""
+        """The same captioner for decoding, with the weights as they are now: see `CaptionDecoder.ready`; the encoder's
+        are packed too."""
         twin = copy.copy(self)
-        twin._modules = {**self._modules, "decoder": self.decoder.ready()}
+        twin._modules = {**self._modules, "encoder": packed(self.encoder), "decoder": self.decoder.ready()}
         return twin
 
     def decoding(self, memory: Memory, *, compile: bool | str = False, room: int | None = None,

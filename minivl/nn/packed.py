@@ -13,13 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PAYS = 16  # products of one row: of fewer the making of another layout takes longer than it saves
+
 
 class PackedLinear(nn.Module):
     """A linear layer for decoding, (..., in) -> (..., out).
 
-    The weight is packed at the first product of several rows (one row is read with the matrix as it is), in the
-    precision of autocast where that is on; what happens to it afterwards is not seen. Where gradients are wanted, or
-    the processor cannot multiply in that precision, it is an ordinary linear layer.
+    The weight is packed at the first product of several rows, in the precision of autocast where that is on; what
+    happens to it afterwards is not seen. One row reads the matrix as it is, until that has been done so often that
+    another layout pays: blocks too, but in float32, where a matrix with more rows than columns is read up to twice as
+    fast transposed, and others fastest as they are. Where gradients are wanted, or the processor cannot multiply in
+    that precision, it is an ordinary linear layer.
 
     Args:
         weight: (out, in), shared with the layer that this one stands for.
@@ -31,18 +35,35 @@ class PackedLinear(nn.Module):
         self.weight, self.bias = weight, bias
         self._kind: torch.dtype | None = None
         self._packed: tuple[Tensor, Tensor | None] | None = None
+        self._turned: Tensor | None = None  # (in, out)
+        self._single = 0  # products of one row
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
-        if x.numel() < 2 * x.shape[-1] or torch.is_grad_enabled() or not _multiplies(kind):
+        if not x.numel() or torch.is_grad_enabled() or not _multiplies(kind):
             return F.linear(x, self.weight, self.bias)
+        if x.numel() == x.shape[-1]:
+            self._single += 1
+            if kind == torch.float32:
+                return self._row(x)
+            if self._single < PAYS and self._kind != kind:
+                return F.linear(x, self.weight, self.bias)
         if self._packed is None or self._kind != kind:
             self._packed = (torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().to(kind)),
                             None if self.bias is None else self.bias.detach().to(kind))
             self._kind = kind
         weight, bias = self._packed
         return torch.ops.mkldnn._linear_pointwise(x.to(kind), weight, bias, "none", [], "")
+
+    def _row(self, x: Tensor) -> Tensor:
+        """Of one row in float32."""
+        if self._single < PAYS or self.weight.shape[0] <= self.weight.shape[1]:
+            return F.linear(x, self.weight, self.bias)
+        if self._turned is None:
+            self._turned = self.weight.detach().t().contiguous()
+        y = x @ self._turned
+        return y if self.bias is None else y + self.bias
 
 
 def packed(module: nn.Module) -> nn.Module:

@@ -39,11 +39,19 @@ class Sequences(Made[list[Tensor]]):
 
     def make(self, photo: int) -> list[Tensor]:
         """The captions of a picture."""
-        return [self.caption(photo, place) for place in range(self._firsts[photo + 1] - self._firsts[photo])]
+        return [self.caption(photo, place) for place in range(self.many(photo))]
+
+    def many(self, photo: int) -> int:
+        """How many captions a picture has."""
+        return self._firsts[photo + 1] - self._firsts[photo]
+
+    def number(self, photo: int, place: int) -> int:
+        """Of a caption of a picture, among those of all."""
+        return self._firsts[photo] + place
 
     def caption(self, photo: int, place: int) -> Tensor:
         """(T,) int64: one caption of a picture."""
-        row = self._firsts[photo] + place
+        row = self.number(photo, place)
         return torch.tensor(self._ids[self._ends[row]:self._ends[row + 1]], dtype=torch.int64)
 
     @property

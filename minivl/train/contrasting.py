@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -23,6 +25,7 @@ from ..models.clip import CLIP
 from ..models.vit import ViT
 from ..text.tokenizer import Tokenizer
 from .caption_batches import uniform
+from .caption_ids import Sequences
 from .classifying import Probe
 from .distributed import ALONE, Processes
 from .features import Images
@@ -92,13 +95,18 @@ class Texts:
     """
 
     def __init__(self, captions: Iterable[Sequence[str]], tokenizer: Tokenizer, max_len: int) -> None:
-        encoded = [tokenizer.encode_batch(told) for told in captions]
-        self.sequences = [[torch.tensor([tokenizer.bos_id, *ids[:max_len - 1], tokenizer.eos_id]) for ids in told]
-                          for told in encoded]
-        self.cut = sum(len(ids) > max_len - 1 for told in encoded for ids in told)
-        numbers: dict[tuple[int, ...], int] = {}
-        self._numbers = [torch.tensor([numbers.setdefault(tuple(ids.tolist()), len(numbers)) for ids in told])
-                         for told in self.sequences]
+        self.cut, self._numbers, alike = 0, array("i"), dict[bytes, int]()
+
+        def encoded() -> Iterator[list[Tensor]]:
+            for told in captions:
+                rows = []
+                for ids in tokenizer.encode_batch(told):
+                    self.cut += len(ids) > max_len - 1
+                    rows.append(torch.tensor([tokenizer.bos_id, *ids[:max_len - 1], tokenizer.eos_id]))
+                    self._numbers.append(alike.setdefault(rows[-1].numpy().tobytes(), len(alike)))
+                yield rows
+
+        self.sequences = Sequences(encoded())
         self._pad_id = tokenizer.pad_id
 
     def __len__(self) -> int:
@@ -107,14 +115,16 @@ class Texts:
 
     def ids(self, chosen: Sequence[tuple[int, int]]) -> Tensor:
         """(len(chosen), T) of these (picture, caption)s, as long as the longest."""
-        return pad_sequence([self.sequences[photo][place] for photo, place in chosen], batch_first=True,
+        return pad_sequence([self.sequences.caption(photo, place) for photo, place in chosen], batch_first=True,
                             padding_value=self._pad_id)
 
     def positive(self, photos: Sequence[int], chosen: Sequence[tuple[int, int]]) -> Tensor:
         """(len(photos), len(chosen)): whether a caption reads like any caption of the picture."""
-        said = torch.stack([self._numbers[photo][place] for photo, place in chosen])  # (m,)
-        told = pad_sequence([self._numbers[photo] for photo in photos], batch_first=True, padding_value=-1)
-        return (said[:, None] == told[:, None]).any(-1)  # (n, m) of (n, m, captions)
+        said = torch.tensor([self._numbers[self.sequences.number(photo, place)] for photo, place in chosen])  # (m,)
+        told = [torch.tensor(self._numbers[self.sequences.number(photo, 0):self.sequences.number(photo + 1, 0)])
+                for photo in photos]
+        every = pad_sequence(told, batch_first=True, padding_value=-1)
+        return (said[:, None] == every[:, None]).any(-1)  # (n, m) of (n, m, captions)
 
 
 class _Plan(NamedTuple):
@@ -226,23 +236,26 @@ class ContrastTask:
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Every picture once, in an order of (seed, epoch), each with `refs` of its captions; of each batch this
         process's share."""
+        plans = itertools.islice(self._plans(epoch), start, None)
+        return fetched(self._train, plans, workers=self._workers, pin=self._pin)
+
+    def _plans(self, epoch: int) -> Iterator[_Plan]:
+        """Those of an epoch, one by one."""
         generator = torch.Generator().manual_seed(mixed(self._seed, "contrast", epoch))
-        order = torch.randperm(len(self._texts), generator=generator).tolist()
-        plans = []
+        order = torch.randperm(len(self._texts), generator=generator).numpy()
         for first, last in cuts(len(order), self.steps):
-            photos = order[first:last]
+            photos = order[first:last].tolist()
             versions = torch.randint(self._views, (len(photos),), generator=generator).tolist()
             rows = [photo + version * len(order) for photo, version in zip(photos, versions)]
             chosen = []
             for photo in photos:
-                count = len(self._texts.sequences[photo])
+                count = self._texts.sequences.many(photo)
                 drawn = torch.randperm(count, generator=generator).tolist()
                 chosen += [(photo, drawn[place % count]) for place in range(self._refs)]
             parts = cuts(len(photos), self._processes.count)
             begin, end = parts[self._processes.rank]
             own = list(enumerate(rows))[begin:max(end, begin + 1)] or [(0, rows[0])]
-            plans.append(_Plan(epoch, photos, chosen, own, tuple(stop - start for start, stop in parts)))
-        return fetched(self._train, plans[start:], workers=self._workers, pin=self._pin)
+            yield _Plan(epoch, photos, chosen, own, tuple(stop - start for start, stop in parts))
 
     def parts(self, batch: Batch) -> list[tuple[Batch, float]]:
         """The share as it is: parts of a batch would be other contrasts. Each process computes the whole loss."""
@@ -292,7 +305,7 @@ class ContrastTask:
     def _val_loss(self, logits: Tensor) -> float:
         """`contrast` of all validation pictures with their first captions, in batches as in training."""
         texts, total = self._val_texts, 0.0
-        counts = [len(told) for told in texts.sequences]
+        counts = [texts.sequences.many(photo) for photo in range(len(texts))]
         begins = [0, *accumulate(counts)]  # place of the first caption of each
         for first, last in cuts(len(texts), -(-len(texts) // self._together)):
             photos = range(first, last)
@@ -305,7 +318,7 @@ class ContrastTask:
     def _encoded(self, model: CLIP) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised features of the validation pictures (n, D) and captions (m, D), and whose captions they are."""
         texts = self._val_texts
-        every = [(photo, place) for photo, told in enumerate(texts.sequences) for place in range(len(told))]
+        every = [(photo, place) for photo in range(len(texts)) for place in range(texts.sequences.many(photo))]
         device = model.logit_scale.device
         photos = [list(range(*ends)) for ends in cuts(len(texts), -(-len(texts) // CHUNK))]
         images = [features_of(model, batch) for batch in self._watched(
