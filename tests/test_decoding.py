@@ -56,10 +56,10 @@ def test_a_packed_layer_multiplies_alike(kind: torch.dtype, close: float) -> Non
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("out", [12, 40])
+@pytest.mark.parametrize("out", [12, 24, 40])
 @pytest.mark.parametrize("kind, close", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_one_row_again_and_again(out: int, kind: torch.dtype, close: float) -> None:
-    """Another layout is made once it pays; in float32 for a matrix with more rows than columns."""
+    """Another layout is made once it pays; in float32 for a matrix with as many rows as columns or more."""
     torch.manual_seed(0)
     layer = nn.Linear(24, out).to(kind)
     twin = packed(layer)
@@ -69,7 +69,7 @@ def test_one_row_again_and_again(out: int, kind: torch.dtype, close: float) -> N
         x = torch.randn((24,) if number % 2 else (1, 1, 24)).to(kind)
         torch.testing.assert_close(twin(x), layer(x), atol=close, rtol=close)
         if twin._packed is not None or torch.ops.mkldnn._is_mkldnn_bf16_supported() or kind == torch.float32:
-            assert (twin._turned is not None) == (made and out > 24 and kind == torch.float32)
+            assert (twin._turned is not None) == (made and out >= 24 and kind == torch.float32)
             assert (twin._packed is not None) == (made and kind == torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(twin(x), layer(x), atol=3e-2, rtol=3e-2)

@@ -21,8 +21,8 @@ class PackedLinear(nn.Module):
 
     The weight is packed at the first product of several rows, in the precision of autocast where that is on; what
     happens to it afterwards is not seen. One row reads the matrix as it is, until that has been done so often that
-    another layout pays: blocks too, but in float32, where a matrix with more rows than columns is read up to twice as
-    fast transposed, and others fastest as they are. Where gradients are wanted, or the processor cannot multiply in
+    another layout pays: blocks too, but in float32, where a matrix with as many rows as columns or more is read up to
+    twice as fast transposed, and others fastest as they are. Where gradients are wanted, or the processor cannot multiply in
     that precision, it is an ordinary linear layer.
 
     Args:
@@ -58,7 +58,7 @@ class PackedLinear(nn.Module):
 
     def _row(self, x: Tensor) -> Tensor:
         """Of one row in float32."""
-        if self._single < PAYS or self.weight.shape[0] <= self.weight.shape[1]:
+        if self._single < PAYS or self.weight.shape[0] < self.weight.shape[1]:
             return F.linear(x, self.weight, self.bias)
         if self._turned is None:
             self._turned = self.weight.detach().t().contiguous()
