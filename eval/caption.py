@@ -30,6 +30,7 @@ from minivl.errors import InputError, some
 from minivl.files import write_json, write_text
 from minivl.images import open_photo
 from minivl.models.captioner import Caption, Captioner
+from minivl.models.vit import ViT
 from minivl.search import Options
 from minivl.search.arguments import add_options, options_of
 from minivl.train.loop import autocast
@@ -133,8 +134,10 @@ def captions(model: Captioner, files: Sequence[Path], options: Options, args: ar
         part = numbers[start:start + args.batch_size]
         images: list[Tensor] = [next(single)[0] for _ in part]
         with autocast(device, programs.precision_of(args.precision, device)):
-            yield from model.caption(images, numbers=part, batch_size=args.batch_size, compile=args.compile,
-                                     **vars(options))
+            # a graph is of so many images: the last batch is filled up with what nobody reads
+            spare = args.batch_size - len(part) if args.compile and start else 0
+            yield from model.caption(images + images[:1] * spare, numbers=part + part[:1] * spare,
+                                     batch_size=args.batch_size, compile=args.compile, **vars(options))[:len(part)]
 
 
 def record(caption: Caption) -> dict[str, Any]:
@@ -165,6 +168,9 @@ def main(argv: Sequence[str] | None) -> None:
     files = photos(args.images, args.format)
     model = load(args.weights, programs.device_of(args.device))
     prefix = len(model.tokenizer.encode(args.prefix or "")) if model.tokenizer else 0
+    if args.compile and not isinstance(model.encoder, ViT):
+        raise InputError(f"--compile makes a graph for pictures of one size, and {args.weights} takes them in any: "
+                         "leave it out")
     options = options_of(args, max(1, min(model.longest, model.config.decoder.max_len - 1 - prefix)))
     model.caption([], **vars(options))  # words that it has not, and the like, before any photo is opened
     began = time.perf_counter()

@@ -99,7 +99,7 @@ def test_a_run_of_two_stops_and_goes_on(two: Path, kind: str, how: str) -> None:
 
 def test_each_process_writes_its_parts(two: Path) -> None:
     run = two / "shard-adamw"
-    folder, = run.glob("checkpoint-*")
+    folder, = run.glob("checkpoint-parts-*")
     files = sorted(folder.iterdir())
     assert [file.name for file in files] == ["1-of-2.safetensors", "2-of-2.safetensors"]
     beside, header = read_tensors(run / "checkpoint.safetensors")
@@ -110,13 +110,13 @@ def test_each_process_writes_its_parts(two: Path) -> None:
     wanted = sum(tensor.numel() for name, tensor in whole.items() if name not in beside)
     # [class] and register tokens have one row
     assert sum(held) == wanted and max(held) < 0.6 * wanted
-    assert not list((two / "shared-adamw").glob("checkpoint-*"))
+    assert not list((two / "shared-adamw").glob("checkpoint-parts-*"))
 
 
 def damaged(two: Path, folder: Path, change: Callable[[Path], object]) -> str:
     """What is said of a run whose parts were changed."""
     shutil.copytree(two / "shard-sam", folder)
-    parts, = folder.glob("checkpoint-*")
+    parts, = folder.glob("checkpoint-parts-*")
     change(parts)
     with pytest.raises(InputError) as raised:
         two_processes.train(folder, "sam", resume=True)
@@ -142,7 +142,7 @@ def headless(parts: Path) -> None:
 @pytest.mark.parametrize("change, told", [
     (cut, "2-of-2.safetensors: is not a whole safetensors file"), (headless, "1-of-2.safetensors: is damaged"),
     (lambda parts: (parts / "1-of-2.safetensors").unlink(), "is damaged: parts of model."),
-    (rename, "is damaged: parts of model."), (shutil.rmtree, "is missing: this folder belongs to the checkpoint")])
+    (rename, "is in 1-of-2.safetensors too"), (shutil.rmtree, "is missing: this folder belongs to the checkpoint")])
 def test_damaged_parts(two: Path, tmp_path: Path, change: Callable[[Path], object], told: str) -> None:
     assert told in damaged(two, tmp_path / "run", change)
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from random_models import ENCODER, SIZES, captioner, randomise
+from test_decoding import graphs
 
 import minivl
 from eval import caption as program
@@ -124,6 +125,16 @@ def test_compiled_says_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Captioner, "caption", eager)
     assert place.run("--beams", 3, "--compile") == expected and asked[-1] is True
     assert place.run("--beams", 3) == expected and asked[-1] is False
+    before = graphs()
+    assert place.run("--beams", 3, "--compile", "--batch-size", 2) == expected
+    assert graphs() - before <= 1  # the second batch, of one photo, needs none of its own
+
+
+def test_no_graph_for_photos_of_any_size(place: Place, tmp_path: Path) -> None:
+    minivl.save(of_any_size(), tmp_path / "any.safetensors")
+    place.weights = tmp_path / "any.safetensors"
+    with pytest.raises(InputError, match="--compile makes a graph for pictures of one size"):
+        place.run("--compile")
 
 
 def test_coco(place: Place) -> None:

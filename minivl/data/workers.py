@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import multiprocessing.util
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, Generic, TypeVar, cast
@@ -38,7 +41,7 @@ def fetched(fetch: Callable[[P], T], plans: Iterable[P], *, workers: int = 0, pi
     loader: DataLoader[Any] = DataLoader(_Careful(fetch), batch_size=None, sampler=cast(Any, plans),
                                          num_workers=workers, pin_memory=pin, generator=torch.Generator(),
                                          worker_init_fn=functools.partial(_calm, dist.is_initialized()))
-    with _Deaths(iter(loader)) as brought:
+    with _Deaths(_started(loader)) as brought:
         while True:
             value = brought.next()
             if value is END:
@@ -120,6 +123,27 @@ class _Deaths:
         self.used.remove(self)
         if not self.used and _main_thread() and signal.getsignal(signal.SIGCHLD) is _child_ended:
             signal.signal(signal.SIGCHLD, _Deaths.before)
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Its iterator, with its workers running."""
+    others = multiprocessing.active_children()
+    iterator = iter(loader)
+    if dist.is_initialized():
+        _calmed.update(worker for worker in multiprocessing.active_children() if worker not in others)
+    return iterator
+
+
+_calmed: weakref.WeakSet[multiprocessing.process.BaseProcess] = weakref.WeakSet()  # workers that ignore SIGTERM
+
+
+@atexit.register
+def _end() -> None:
+    """Otherwise an error that nobody catches, which keeps its frames and with them the loader, is waited out for ever:
+    multiprocessing, whose turn is later, sends workers SIGTERM and then waits for them."""
+    for worker in _calmed:
+        if worker.is_alive():
+            worker.kill()
 
 
 def _calm(several: bool, worker: int) -> None:

@@ -245,8 +245,8 @@ class Captioner(nn.Module):
         return self.decoder.start(memory)
 
     def ready(self) -> Captioner:
-        """The same captioner for decoding, with the weights as they are now: see `CaptionDecoder.ready`; the encoder's
-        are packed too."""
+        """The same captioner for decoding, with the weights as they are now (whoever changes them makes another): see
+        `CaptionDecoder.ready`; the encoder's are packed too."""
         twin = copy.copy(self)
         twin._modules = {**self._modules, "encoder": packed(self.encoder), "decoder": self.decoder.ready()}
         return twin

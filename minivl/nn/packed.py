@@ -20,10 +20,11 @@ class PackedLinear(nn.Module):
     """A linear layer for decoding, (..., in) -> (..., out).
 
     The weight is packed at the first product of several rows, in the precision of autocast where that is on; what
-    happens to it afterwards is not seen. One row reads the matrix as it is, until that has been done so often that
-    another layout pays: blocks too, but in float32, where a matrix with as many rows as columns or more is read up to
-    twice as fast transposed, and others fastest as they are. Where gradients are wanted, or the processor cannot multiply in
-    that precision, it is an ordinary linear layer.
+    happens to it afterwards is seen by no product or by some: make another layer of other weights. One row reads the
+    matrix as it is, until that has been done so often that another layout pays: blocks too, but in float32, where a
+    matrix with as many rows as columns or more is read up to twice as fast transposed, and others fastest as they are.
+    Where gradients are wanted, the processor cannot multiply in that precision, or torch.compile makes a graph (which
+    has packing of its own), it is an ordinary linear layer.
 
     Args:
         weight: (out, in), shared with the layer that this one stands for.
@@ -41,7 +42,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
-        if not x.numel() or torch.is_grad_enabled() or not _multiplies(kind):
+        if not x.numel() or torch.is_grad_enabled() or torch.compiler.is_compiling() or not _multiplies(kind):
             return F.linear(x, self.weight, self.bias)
         if x.numel() == x.shape[-1]:
             self._single += 1

@@ -7,9 +7,9 @@ file, which names it, so that the two are replaced together.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..errors import InputError, some
 from ..files import read_tensors, tensor_bytes, undamaged, write_tensors
 from .distributed import ALONE, Processes, part_like
 from .optim import Ema, is_frozen
-from .parts import part_shapes, read_parts, write_parts
+from .parts import has_parts, part_tensors, read_parts, remove_parts, write_parts
 
 
 def _names(optimizer: torch.optim.Optimizer) -> list[str]:
@@ -75,23 +75,26 @@ def save_checkpoint(path: str | os.PathLike[str], model: nn.Module, optimizer: t
     path, folder = Path(path), None
     if parts:
         # never the folder that the present checkpoint names
-        numbers = [int(number) for one in _folders(path) if (number := one.name.rpartition("-")[2]).isdecimal()]
-        folder = path.with_name(f"{path.stem}-{int(processes.sum(processes.first and max(numbers, default=0) + 1))}")
+        number = next(number for number in itertools.count(1) if not _folder(path, number).exists())
+        folder = _folder(path, int(processes.sum(number if processes.first else 0)))
         write_parts(folder, parts)
+        if processes.any(processes.first and not has_parts(folder, parts)):
+            raise OSError(f"{folder}: not all parts are here: the folder of a run that several processes keep parts of "
+                          "must be one that all of them see; the checkpoint before stays")
     if not processes.first:
         return
     header = {**progress, "ema_updates": ema.updates if ema is not None else None, "parts": folder and folder.name,
               "frozen": frozen or frozen_hash(model), "moments": sorted(names[index] for index in states)}
     write_tensors(path, {name: tensor for name, tensor in tensors.items() if name not in parts},
                   {"training": json.dumps(header)})
-    for old in _folders(path):
+    for old in path.parent.glob(_folder(path, "*").name):
         if old != folder:
-            shutil.rmtree(old)
+            remove_parts(old)
 
 
-def _folders(path: Path) -> list[Path]:
-    """The folders of parts of checkpoints with that name."""
-    return [one for one in path.parent.glob(f"{path.stem}-*") if one.is_dir()]
+def _folder(path: Path, number: int | str) -> Path:
+    """Where parts of a checkpoint lie."""
+    return path.with_name(f"{path.stem}-parts-{number}")
 
 
 def read_checkpoint(path: str | os.PathLike[str], parameters: Mapping[str, Tensor] | None = None
@@ -122,10 +125,11 @@ def read_checkpoint(path: str | os.PathLike[str], parameters: Mapping[str, Tenso
     if not folder.is_dir():
         raise InputError("is missing: this folder belongs to the checkpoint beside it", source=folder)
     parts: dict[str, Tensor] = {}
-    for name, shape in part_shapes(folder).items():
+    for name, blank in part_tensors(folder).items():
         # model.NAME, ema.NAME, optimizer.KEY.NAME
         like = (parameters or {}).get(name.split(".", 2 if name.startswith("optimizer.") else 1)[-1])
-        parts[name] = torch.empty(shape) if like is None or like.shape != shape else torch.empty_like(like.detach())
+        parts[name] = torch.empty_like(blank, device="cpu") if like is None or like.shape != blank.shape else \
+            torch.empty_like(like.detach(), dtype=blank.dtype)
     read_parts(folder, parts)
     return {**tensors, **parts}, progress
 

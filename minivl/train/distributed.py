@@ -177,6 +177,9 @@ def _with(model: nn.Module, tensors: Mapping[Tensor, Tensor]) -> nn.Module:
     """A copy of a model with these in the place of some of its parameters and buffers, whoever shares them."""
     memo: dict[int, Any] = {id(old): nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
                             for old, new in tensors.items()}
+    for module in model.modules():  # it never changes, and copying it takes long
+        if (tokenizer := getattr(module, "tokenizer", None)) is not None:
+            memo[id(tokenizer)] = tokenizer
     return copy.deepcopy(model, memo)
 
 

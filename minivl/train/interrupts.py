@@ -39,6 +39,8 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.noted and number == signal.SIGTERM:
+            return  # it is ending; managers of jobs may send more than one
         if not self._held or self.noted:
             raise KeyboardInterrupt
         self.noted = True

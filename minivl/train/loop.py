@@ -150,12 +150,13 @@ class _Training:
 
     def checkpoint(self) -> None:
         """Write down where training stands."""
-        self.saved = time.monotonic()
-        self.state["seconds"] += self.saved - self.begun
-        self.begun = self.saved
+        now = time.monotonic()
+        self.state["seconds"] += now - self.begun
+        self.begun = now
         save_checkpoint(self.run.folder / CHECKPOINT, self.model, self.optimizer, self.ema,
                         {**self.state, "settings": self.told, "scaler": self.stepper.scaler.state_dict()}, self.frozen,
                         self.processes)
+        self.saved = time.monotonic()
 
     def rest_of_epoch(self, progress: Callable[..., Iterable[Any]] | None) -> bool:
         """Train to the end of the epoch, and write down where that is; False where the time limit came first."""
@@ -181,6 +182,8 @@ class _Training:
                 self.stepper.undo()
                 copy_all(held, self.model.buffers())  # a forward pass may have moved batch norms' statistics
                 self.checkpoint()
+                if self.together:
+                    self.processes.any(False)  # when one has gone, torchrun ends the others: not before all is written
             raise
         return True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..errors import InputError, some
 from ..files import open_tensors, undamaged, write_tensors
 
 SUFFIX = ".safetensors"
+PART = re.compile(r"\d+-of-\d+\.safetensors|\.\d+-of-\d+-\w+\.safetensors")  # whole; what a killed process left
 
 
 def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -43,8 +45,8 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         dcp.save(dict(tensors), storage_writer=_Writer(folder))
     except dcp.CheckpointException as error:  # which is no Exception
-        rank, (cause, _) = next(iter(error.failures.items()))
-        raise OSError(f"{folder}: process {rank} cannot write its part ({cause})") from None
+        cause = _cause(error)
+        raise OSError(f"{folder}: a process cannot write its part ({cause or repr(cause)})") from None
 
 
 def read_parts(folder: Path, wanted: Mapping[str, Tensor]) -> None:
@@ -62,20 +64,50 @@ def read_parts(folder: Path, wanted: Mapping[str, Tensor]) -> None:
         try:
             dcp.load(dict(wanted), storage_reader=_Reader(folder), no_dist=True)
         except dcp.CheckpointException as error:
-            cause, _ = next(iter(error.failures.values()))
-            if isinstance(cause, InputError):
+            cause = _cause(error)
+            if isinstance(cause, (InputError, OSError, MemoryError)):
                 raise cause from None
-            raise InputError(f"is damaged: {cause}", source=folder) from None
+            raise InputError(f"is damaged: {cause or repr(cause)}", source=folder) from None
 
 
-def part_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and whole shapes of the tensors in a folder of `write_parts`.
+def _cause(error: dcp.CheckpointException) -> BaseException:
+    """What failed in one of the processes.
+
+    Raises:
+        KeyboardInterrupt: one of them was interrupted.
+    """
+    causes = [cause for cause, _ in error.failures.values()]
+    if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+        raise KeyboardInterrupt from None
+    return causes[0]
+
+
+def part_tensors(folder: Path) -> dict[str, Tensor]:
+    """Name, whole shape and type of each tensor in a folder of `write_parts`: tensors without memory (device "meta").
 
     Raises:
         InputError: files are missing, damaged or do not belong together.
     """
-    return {name: tuple(cast(TensorStorageMetadata, kept).size)
-            for name, kept in _Reader(folder).read_metadata().state_dict_metadata.items()}
+    found = _Reader(folder).read_metadata().state_dict_metadata
+    return {name: torch.empty(cast(TensorStorageMetadata, kept).size, dtype=cast(TensorStorageMetadata, kept)
+                              .properties.dtype, device="meta") for name, kept in found.items()}
+
+
+def has_parts(folder: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether this process sees all parts of these tensors there."""
+    try:
+        return part_tensors(folder).keys() >= tensors.keys()
+    except InputError:
+        return False
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove a folder of `write_parts`; one that holds anything else stays as it is."""
+    files = list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
+    if files and all(PART.fullmatch(file.name) for file in files):
+        for file in files:
+            file.unlink()
+        folder.rmdir()
 
 
 class _Writer(StorageWriter):
@@ -107,7 +139,8 @@ class _Writer(StorageWriter):
             if math.prod(told.chunk.sizes):  # of fewer rows than processes some have none
                 key = f"{item.index.fqn} from {list(told.chunk.offsets)}"
                 tensors[key] = cast(Tensor, planner.resolve_data(item)).detach()
-                entries[key] = {"name": item.index.fqn, "offsets": list(told.chunk.offsets), "size": list(told.size)}
+                entries[key] = {"name": item.index.fqn, "offsets": list(told.chunk.offsets), "size": list(told.size),
+                                "dtype": str(tensors[key].dtype).removeprefix("torch.")}
         number, count = dist.get_rank(), dist.get_world_size()
         write_tensors(self._folder / f"{number + 1}-of-{count}{SUFFIX}", tensors, {"parts": json.dumps(entries)})
         return _done(results)
@@ -142,11 +175,14 @@ class _Reader(StorageReader):
                 for key, entry in json.loads(header["parts"]).items():
                     name, offsets, size = entry["name"], torch.Size(entry["offsets"]), torch.Size(entry["size"])
                     shape = torch.Size(opened.get_slice(key).get_shape())
-                    whole = found.setdefault(name, TensorStorageMetadata(TensorProperties(), size, []))
+                    kind = getattr(torch, entry["dtype"])
+                    whole = found.setdefault(name, TensorStorageMetadata(TensorProperties(kind), size, []))
                     whole.chunks.append(ChunkStorageMetadata(offsets, shape))
                     if size != whole.size or not len(size) == len(shape) == len(offsets) or any(
                             start + length > most for start, length, most in zip(offsets, shape, size)):
                         raise ValueError(f"{key} does not fit into {list(whole.size)}")
+                    if MetadataIndex(name, offsets) in self._places:
+                        raise ValueError(f"{key} is in {self._places[MetadataIndex(name, offsets)][0].name} too")
                     self._places[MetadataIndex(name, offsets)] = path, key
         # processes keep parts that do not overlap
         if lacking := [name for name, kept in found.items()
