@@ -6,6 +6,7 @@ Only programs (train_p1.py, train_p2.py, viz.py, eval/, weights/) import this.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -180,11 +181,27 @@ def program(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
         main(None)
     except BrokenPipeError:  # the reader of a pipe has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        leave(1)
     except (InputError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        leave(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        leave(130)
+    leave(0)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process.
+
+    One of several that `torchrun` started ends without taking Python down: torch keeps the threads that talked to the
+    others, and one that comes to free a tensor at that moment aborts the process, when all work is done. (Workers that
+    read pictures see that their process has gone.)
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(code)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)

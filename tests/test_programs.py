@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,12 +132,32 @@ def test_every_recipe_of_the_repository_fits_its_program() -> None:
     for file in (train_p2.HERE / "recipes").glob("*.json"):
         program, other = (train_p1, train_p2) if '"train_p1"' in file.read_text() else (train_p2, train_p1)
         start = ["--init", "captioner"] if '"scst"' in file.read_text() else []  # which a recipe does not name
+        if '"views"' in file.read_text():  # a recipe for photos
+            start += ["--images", "photos", "--captions", "train.json", "--val-captions", "val.json"]
         program.parse(["--recipe", file.stem, "--out", "nowhere", *start])
         with pytest.raises(InputError, match=f"is a recipe of {program.__name__}"):
             other.parse(["--recipe", file.stem, "--out", "nowhere"])
 
 
 # -- endings -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("count", ["1", "2"])
+@pytest.mark.parametrize("error, code, told", [
+    ("", 0, ""), ("raise InputError('no such file')", 2, "error: no such file\n"),
+    ("raise KeyboardInterrupt", 130, "stopped\n")])
+def test_one_of_several_ends_alike(count: str, error: str, code: int, told: str) -> None:
+    text = f"""
+from minivl import programs
+from minivl.errors import InputError
+def main(argv):
+    print("written", end="")  # and not yet flushed
+    {error or "pass"}
+programs.program(main)
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True,
+                          env={**os.environ, "WORLD_SIZE": count})
+    assert (done.returncode, done.stdout, done.stderr) == (code, "written", told)
+
 
 @pytest.fixture
 def plain_logging() -> Iterator[None]:

@@ -23,6 +23,7 @@ import torch
 from random_models import randomise
 from torch import Tensor
 
+from minivl import programs
 from minivl.errors import InputError
 from minivl.models.captioner import Captioner
 from minivl.search import sample_search
@@ -574,4 +575,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    programs.program(lambda argv: main(Path(sys.argv[1])))

@@ -18,6 +18,7 @@ import torch
 from random_models import randomise
 from two_processes import stopping
 
+from minivl import programs
 from minivl.models.captioner import Captioner
 from minivl.models.clip import CLIP
 from minivl.train.captioning import CaptionTask, from_features
@@ -87,4 +88,4 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     os.fsync = lambda handle: None  # slow, and of no use here
-    main(Path(sys.argv[1]))
+    programs.program(lambda argv: main(Path(sys.argv[1])))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from minivl import programs
 from minivl.data.augment import Augment
 from minivl.images import Preprocessing
 from minivl.models.vit import ViT, ViTConfig
@@ -113,4 +114,4 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     os.fsync = lambda handle: None  # slow, and of no use here
-    main(Path(sys.argv[1]))
+    programs.program(lambda argv: main(Path(sys.argv[1])))

@@ -139,8 +139,11 @@ _calmed: weakref.WeakSet[multiprocessing.process.BaseProcess] = weakref.WeakSet(
 
 @atexit.register
 def _end() -> None:
-    """Otherwise an error that nobody catches, which keeps its frames and with them the loader, is waited out for ever:
-    multiprocessing, whose turn is later, sends workers SIGTERM and then waits for them."""
+    """Kill the workers of this process, one of several, that are still there as it ends.
+
+    Otherwise an error that nobody catches, which keeps its frames and with them the loader, is waited out for ever:
+    multiprocessing, whose turn is later, sends workers SIGTERM and then waits for them.
+    """
     for worker in _calmed:
         if worker.is_alive():
             worker.kill()
