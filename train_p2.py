@@ -268,8 +268,9 @@ def load_tokens(args: argparse.Namespace, data: Data, model: Captioner | CLIP, e
         return features.encode_images(encoder, pictures, dtype=args.precision,
                                       progress=programs.progress) if args.freeze_encoder else pictures
     if not args.freeze_encoder:
-        return Photos(pictures, model, args.mirror, args.views or 1, args.crop_scale or 1, args.seed) if training else \
-            Photos(pictures, model)
+        if not training:
+            return Photos(pictures, model)
+        return Photos(pictures, model, args.mirror, args.views or 1, args.crop_scale or 1, args.seed)
     shown: list[dict[str, Any]] = [{}]
     if training and args.views:
         shown += [{"view": View(number, args.seed, args.crop_scale, 0.5 * args.mirror)}

@@ -40,7 +40,7 @@ def fetched(fetch: Callable[[P], T], plans: Iterable[P], *, workers: int = 0, pi
     # the loader draws seeds for its workers, which need none: not from the generator of everybody
     loader: DataLoader[Any] = DataLoader(_Careful(fetch), batch_size=None, sampler=cast(Any, plans),
                                          num_workers=workers, pin_memory=pin, generator=torch.Generator(),
-                                         worker_init_fn=functools.partial(_calm, dist.is_initialized()))
+                                         worker_init_fn=functools.partial(_calm, _several()))
     with _Deaths(_started(loader)) as brought:
         while True:
             value = brought.next()
@@ -125,11 +125,16 @@ class _Deaths:
             signal.signal(signal.SIGCHLD, _Deaths.before)
 
 
+def _several() -> bool:
+    """Whether this process is one of several; torch may have been built without any."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def _started(loader: DataLoader[Any]) -> Iterator[Any]:
     """Its iterator, with its workers running."""
     others = multiprocessing.active_children()
     iterator = iter(loader)
-    if dist.is_initialized():
+    if _several():
         _calmed.update(worker for worker in multiprocessing.active_children() if worker not in others)
     return iterator
 

@@ -98,7 +98,7 @@ class Processes:
         if self._blank is None:
             return model
         tensors: dict[Tensor, Tensor] = {}
-        for (name, parameter), empty in zip(model.named_parameters(), self._blank.parameters()):
+        for parameter, empty in zip(model.parameters(), self._blank.parameters()):
             tensor = whole(parameter.detach())  # one after the other: of those that are not kept, one at a time
             if self.first or everywhere:
                 tensors[empty] = tensor

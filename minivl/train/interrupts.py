@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
-
-logger = logging.getLogger(__name__)
 
 
 class Interrupts:
@@ -44,7 +41,6 @@ class Interrupts:
         if not self._held or self.noted:
             raise KeyboardInterrupt
         self.noted = True
-        logger.warning("ends when all processes have done this step")
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

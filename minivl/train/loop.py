@@ -191,6 +191,8 @@ class _Training:
         """Raise KeyboardInterrupt in every process where one of several was told to end."""
         if self.processes.count > 1 and self.processes.any(self.interrupts.noted):
             self.together = True
+            if self.processes.first:
+                logger.info("told to end: all processes stop after step %d", self.state["step"])
             raise KeyboardInterrupt
 
     def step(self, batch: Any, held: list[Tensor]) -> None:

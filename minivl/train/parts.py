@@ -54,10 +54,11 @@ def read_parts(folder: Path, wanted: Mapping[str, Tensor]) -> None:
 
     Args:
         folder: written by any number of processes.
-        wanted: name -> tensor or DTensor of the shape that `part_shapes` tells.
+        wanted: name -> tensor or DTensor of the shape that `part_tensors` tells.
 
     Raises:
         InputError: files are missing, damaged or do not belong together.
+        OSError: they cannot be read.
     """
     with undamaged(folder), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose: others may not be there
@@ -88,9 +89,8 @@ def part_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         InputError: files are missing, damaged or do not belong together.
     """
-    found = _Reader(folder).read_metadata().state_dict_metadata
-    return {name: torch.empty(cast(TensorStorageMetadata, kept).size, dtype=cast(TensorStorageMetadata, kept)
-                              .properties.dtype, device="meta") for name, kept in found.items()}
+    found = cast(dict[str, TensorStorageMetadata], _Reader(folder).read_metadata().state_dict_metadata)
+    return {name: torch.empty(kept.size, dtype=kept.properties.dtype, device="meta") for name, kept in found.items()}
 
 
 def has_parts(folder: Path, tensors: Mapping[str, Tensor]) -> bool:
