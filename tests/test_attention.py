@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minivl.errors import InputError
-from minivl.nn.attention import KVCache, MultiHeadAttention, attend
+from minivl.nn.attention import MultiHeadAttention, attend
+from minivl.nn.cache import KVCache
+from minivl.nn.packed import packed
 
 B, H, Q, K, D_HEAD = 3, 4, 5, 7, 6
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -409,6 +411,53 @@ def test_cross_cache_keeps_chosen_images() -> None:
     x = torch.randn(4, 1, WIDTH)  # two rows for each of the kept images
     expected, _ = ours(x, context[kept].repeat_interleave(2, 0))
     torch.testing.assert_close(ours(x, context, cache=cache)[0], expected, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("masked", ["no", "images", "heads"])
+@pytest.mark.parametrize("positions", [False, True])
+def test_a_patient_cache_makes_no_keys_and_changes_nothing(positions: bool, masked: str, bias: bool) -> None:
+    ours = MultiHeadAttention(WIDTH, H, context_width=CONTEXT, bias=bias)
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    ready = packed(ours)
+    x, context = torch.randn(B, 1, WIDTH), torch.randn(B, K, CONTEXT)
+    q_pos, k_pos = (torch.randn(B, 1, WIDTH), torch.randn(B, K, CONTEXT)) if positions else (None, None)
+    mask = None
+    if masked != "no":
+        mask = torch.rand(B, H if masked == "heads" else 1, 1, K) < 0.6
+        mask[1] = False  # an image nobody may look at
+    expected, weights = ours(x, context, q_pos=q_pos, k_pos=k_pos, mask=mask, rows="all")
+    cache = KVCache()
+    cache.patience = 2
+    for left in (1, 0):
+        out, _ = ready(x, context, q_pos=q_pos, k_pos=k_pos, mask=mask, cache=cache)
+        torch.testing.assert_close(out, expected, **CLOSE)
+        assert cache.length == 0 and cache.patience == left
+    out, _ = ready(x, context, q_pos=q_pos, k_pos=k_pos, mask=mask, cache=cache)
+    torch.testing.assert_close(out, expected, **CLOSE)
+    assert cache.length == K  # patience is at its end
+    cache = KVCache()
+    cache.patience = 2
+    out, got = ready(x, context, q_pos=q_pos, k_pos=k_pos, mask=mask, cache=cache, rows="all")
+    torch.testing.assert_close(got, weights, **CLOSE)
+    assert cache.length == K and cache.patience == 2
+
+
+@pytest.mark.parametrize("case", ["not packed", "gradients", "two rows an image", "two positions", "bfloat16"])
+def test_where_waiting_does_not_pay_the_cache_is_filled(case: str) -> None:
+    ours, _ = pair(CONTEXT)
+    layer = ours if case == "not packed" else packed(ours)
+    x = torch.randn(B * (2 if case == "two rows an image" else 1), 2 if case == "two positions" else 1, WIDTH)
+    context, cache = torch.randn(B, K, CONTEXT), KVCache()
+    cache.patience = 9
+    with torch.set_grad_enabled(case == "gradients"), torch.autocast("cpu", torch.bfloat16, case == "bfloat16"):
+        out, _ = layer(x, context, cache=cache)
+        expected, _ = ours(x, context)
+    assert cache.length == K and cache.patience == 9
+    close = {"rtol": 0.05, "atol": 0.05} if case == "bfloat16" else CLOSE
+    torch.testing.assert_close(out, expected, **close)
 
 
 # -- rows that share a memory ------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from random_models import randomise
 from torch import Tensor, nn
 
 from minivl.errors import InputError
-from minivl.nn.attention import KVCache, MultiHeadAttention
+from minivl.nn.attention import MultiHeadAttention
+from minivl.nn.cache import KVCache
 from minivl.nn.blocks import ACTIVATIONS, DecoderBlock, EncoderBlock, Mlp, activation
 from minivl.nn.record import Want
 

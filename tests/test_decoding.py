@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 
 from minivl.errors import InputError
 from minivl.models.captioner import Captioner
+from minivl.nn.cache import KVCache
 from minivl.nn.packed import PAYS, PackedLinear, packed
 
 EAGER = "eager"  # a backend that makes graphs and compiles no C++
@@ -122,6 +123,27 @@ def test_new_weights_are_seen_by_the_next_decoding() -> None:
     model.load_state_dict(captioner(4, scale=0.3).state_dict())
     assert ids_of(model.caption(images, max_len=9)) == ids_of(captioner(4, scale=0.3).caption(images, max_len=9))
     assert ids_of(model.caption(images, max_len=9)) != ids_of(first)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patience", [0, 2, 32])
+def test_captions_without_keys_and_values_of_the_memory(monkeypatch: pytest.MonkeyPatch, patience: int) -> None:
+    model = captioner(1, scale=0.3)
+    full = memory(5)._replace(pos=memory(5, seed=8).tokens, mask=torch.rand(5, 7) < 0.7)
+    expected = [model.caption(full, max_len=9, **way) for way in ({"beams": 1}, {"beams": 3}, {"prefix": (4, 5)})]
+    assert len({len(one.ids) for one in expected[0]}) > 1  # images leave at different steps
+    monkeypatch.setattr("minivl.models.decoding.MANY", 5 * 7)
+    monkeypatch.setattr("minivl.models.decoding.PATIENCE", patience)
+    filled: list[int] = []
+    append = KVCache.append
+    monkeypatch.setattr(KVCache, "append", lambda self, k, v: (filled.append(k.shape[2]), append(self, k, v))[1])
+    for way, told in zip(({"beams": 1}, {"beams": 3}, {"prefix": (4, 5)}), expected):
+        filled.clear()
+        found = model.ready().caption(full, max_len=9, **way)
+        assert ids_of(found) == ids_of(told)
+        assert [one.score for one in found] == pytest.approx([one.score for one in told], abs=1e-5)
+        longest = max(len(one.ids) for one in told) - 1
+        assert (7 in filled) == ("beams" not in way or way["beams"] == 3 or patience < longest)
 
 
 # -- memory --------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from minivl.models.captioner import Captioner, CaptionerConfig, Decoding
 from minivl.models.decoder import CaptionDecoder, DecoderConfig, DecoderState, Memory
 from minivl.models.grid import GridConfig
 from minivl.models.verify import DecodingReport, verify_decoding
-from minivl.nn.attention import KVCache, MultiHeadAttention
+from minivl.nn.attention import MultiHeadAttention
+from minivl.nn.cache import KVCache
 
 NAMES = ["causal mask", "whole prefixes", "cache, token by token", "cache, several at once", "greedy", "beams",
          "scores", "batch"]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..nn.attention import KVCache
+from ..nn.cache import KVCache
 from ..nn.blocks import DecoderBlock, activation
 from ..nn.embed import sinusoids
 from ..nn.packed import PackedLinear, packed

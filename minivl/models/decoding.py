@@ -12,21 +12,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..nn.attention import FixedCache, KVCache
+from ..nn.cache import FixedCache, KVCache
 from .decoder import CaptionDecoder, FixedState, Memory
 
 if TYPE_CHECKING:
     from .captioner import Captioner
 
+MANY = 768  # visual tokens of all images, from which steps without their keys and values pay (bench/decoding.py)
+PATIENCE = 32  # such steps; of more, making keys and values costs less
 GRAPHS = 64  # of one process, for several models, batch sizes and numbers of beams; torch stops at 8
 
 
 class Decoding:
-    """`minivl.search.Steps` over a captioner: caches go in, log-probabilities come out."""
+    """`minivl.search.Steps` over a captioner: caches go in, log-probabilities come out.
+
+    While each image has one sequence, a captioner that is `ready` attends to many visual tokens without making keys and
+    values of them (`KVCache.patience`): a short greedy caption looks at them less often than that is worth.
+    """
 
     def __init__(self, captioner: Captioner, memory: Memory) -> None:
         self._captioner = captioner
         self._state = captioner.start(memory)
+        if memory.tokens.shape[:2].numel() >= MANY:
+            for cache in self._state.cross_caches:
+                cache.patience = PATIENCE
 
     def prefill(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, V)."""

@@ -1,4 +1,4 @@
-"""Multi-head attention that gives back its weights: one leaf function, one module, one cache.
+"""Multi-head attention that gives back its weights: one leaf function and one module.
 
 Letters used for shapes in the whole library:
 
@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .cache import KVCache
+from .packed import PackedLinear
 
 Rows = Tensor | str | None  # (k,) or (B, k) query indices, "all", or None for no weights at all
 Heads = Tensor | str | None  # (h',) head indices, "mean", or None / "all" for every head
@@ -171,101 +173,6 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dead: Tensor
     return out, kept
 
 
-class KVCache:
-    """Keys and values already projected, for one attention of one decoding.
-
-    Self-attention appends to it at every step. Cross-attention fills it once, one row per image:
-    beams of an image read the same row.
-
-    Args:
-        capacity: positions to make room for at the first append. Beyond it, and with 0 from the start, there is
-            exactly the room that is needed: what a step copies then is less than what the products of a CPU lose
-            on keys with gaps between the heads (bench/decoding.py).
-    """
-
-    __slots__ = ("length", "_k", "_v", "_capacity")
-
-    def __init__(self, capacity: int = 0) -> None:
-        self.length = 0
-        self._k: Tensor | None = None
-        self._v: Tensor | None = None
-        self._capacity = capacity
-
-    @classmethod
-    def of(cls, k: Tensor, v: Tensor) -> KVCache:
-        """A cache that holds these (B, h, n, d)."""
-        cache = cls()
-        cache._k, cache._v, cache.length = k, v, k.shape[2]
-        return cache
-
-    @property
-    def mask(self) -> Tensor | None:
-        """Which positions may be attended to: all."""
-        return None
-
-    @property
-    def k(self) -> Tensor:
-        """(B, h, length, d) keys so far."""
-        assert self._k is not None, "an empty cache has no keys"
-        return self._k[:, :, : self.length]
-
-    @property
-    def v(self) -> Tensor:
-        """(B, h, length, d) values so far."""
-        assert self._v is not None, "an empty cache has no values"
-        return self._v[:, :, : self.length]
-
-    def append(self, k: Tensor, v: Tensor) -> None:
-        """Add keys and values (B, h, n, d) behind those already there."""
-        needed = self.length + k.shape[2]
-        if self._k is None or self._v is None:
-            if needed >= self._capacity:  # nothing to reserve
-                self._k, self._v, self.length = k.contiguous(), v.contiguous(), needed
-                return
-            self._k, self._v = (new.new_empty(*new.shape[:2], self._capacity, new.shape[3]) for new in (k, v))
-        if needed > self._k.shape[2]:
-            self._k, self._v = torch.cat([self.k, k], 2), torch.cat([self.v, v], 2)
-        else:
-            self._k[:, :, self.length: needed] = k
-            self._v[:, :, self.length: needed] = v
-        self.length = needed
-
-    def reorder(self, index: Tensor) -> None:
-        """Row r continues what was row ``index[r]``; ``index`` (R,) may also repeat or drop rows."""
-        if self._k is None or self._v is None:
-            return
-        room = self._k.shape[2]
-        self._k, self._v = self.k.index_select(0, index), self.v.index_select(0, index)
-        if self.length < room:
-            spare = (*self._k.shape[:2], room - self.length, self._k.shape[3])
-            self._k, self._v = (torch.cat([kept, kept.new_empty(spare)], 2) for kept in (self._k, self._v))
-
-
-class FixedCache(KVCache):
-    """Keys and values of self-attention in tensors of a fixed size, of which a compiled step writes one position.
-
-    Args:
-        k, v: (B, h, room, d), written in place.
-        place: (1,) the position that is written, and the last that may be attended to.
-    """
-
-    __slots__ = ("place",)
-
-    def __init__(self, k: Tensor, v: Tensor, place: Tensor) -> None:
-        super().__init__()
-        self._k, self._v, self.length, self.place = k, v, k.shape[2], place
-
-    @property
-    def mask(self) -> Tensor | None:
-        """(room,) True up to the place."""
-        return torch.arange(self.length, device=self.place.device) <= self.place
-
-    def append(self, k: Tensor, v: Tensor) -> None:
-        """Write keys and values (B, h, 1, d) at the place."""
-        self.k.index_copy_(2, self.place, k)
-        self.v.index_copy_(2, self.place, v)
-
-
 class MultiHeadAttention(nn.Module):
     """Self- and cross-attention with one projection each for queries, keys, values and output.
 
@@ -309,7 +216,9 @@ class MultiHeadAttention(nn.Module):
             mask: boolean, broadcastable to (B, h, Q, K), True = may attend.
             causal: query i sees the keys up to i + K - Q.
             cache: self-attention: keys and values of earlier positions, appended to here.
-                Cross-attention: filled at the first call; the context is not projected again.
+                Cross-attention: filled at the first call; the context is not projected again. With `patience`, calls
+                of one query per image go without keys and values where that is exact and pays: in float32 on a CPU,
+                with packed projections, no gradients and no weights asked for.
             rows, heads, detach: which weights to return, see `attend`.
 
         Returns:
@@ -326,6 +235,8 @@ class MultiHeadAttention(nn.Module):
                 k, v, mask = cache.k, cache.v, cache.mask if mask is None else mask
         elif cache is not None and cache.length:
             k, v = cache.k, cache.v
+        elif cache is not None and rows is None and self._waits(q, context, cache):
+            return self.out_proj(self._through_context(q, context, k_pos, mask)), None
         else:
             k, v = self._project(context, k_pos)
             if cache is not None:
@@ -341,6 +252,39 @@ class MultiHeadAttention(nn.Module):
     def _project(self, context: Tensor, k_pos: Tensor | None) -> tuple[Tensor, Tensor]:
         k = self._heads(self.k_proj(context if k_pos is None else context + k_pos))
         return k, self._heads(self.v_proj(context))  # (B, h, K, d) each
+
+    def _waits(self, q: Tensor, context: Tensor, cache: KVCache) -> bool:
+        """Whether a call still goes without keys and values, which is then counted."""
+        if cache.patience < 1 or q.shape[0] != context.shape[0] or q.shape[2] != 1 or q.dtype != torch.float32 \
+                or torch.is_grad_enabled() or type(self.k_proj) is not PackedLinear \
+                or type(self.v_proj) is not PackedLinear:
+            return False
+        cache.patience -= 1
+        return True
+
+    def _through_context(self, q: Tensor, context: Tensor, k_pos: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Attention of one query (B, h, 1, d) per image to the context itself, before the output projection: (B, 1, D).
+
+        q . (W c + b) = (W^T q) . c + q . b, of which the last does not depend on c and falls out of the softmax; and
+        weights @ (C W^T + b) = (weights @ C) W^T + b. So queries and sums go through the matrices instead of all of the
+        context, which is shared by the heads: they are the queries of one wide head (DeepSeek-AI 2024, DeepSeek-V2,
+        section 2.1.2, does so with keys and values made of one latent vector).
+        """
+        n_images, n_heads, _, d = q.shape
+        k_weight, v_weight = (layer.weight.unflatten(0, (n_heads, d)) for layer in (self.k_proj, self.v_proj))
+        wide = (q[:, :, 0].transpose(0, 1) @ k_weight).transpose(0, 1)[:, None]  # (B, 1, h, context width)
+        wide = wide * (context.shape[-1] / d) ** 0.5  # `attend` scales by the width of what it sees as a head
+        keys = context if k_pos is None else context + k_pos
+        if mask is not None:
+            mask = mask[(None,) * (4 - mask.ndim)].transpose(1, 2)  # (B, h, 1, K) -> (B, 1, h, K)
+        summed, _ = attend(wide, keys[:, None], context[:, None], mask=mask)
+        out = summed[:, 0].transpose(0, 1) @ v_weight.mT  # (B, h, context width) -> (h, B, d)
+        if self.v_proj.bias is not None:
+            bias = self.v_proj.bias.view(n_heads, 1, d)
+            if mask is not None:  # who may attend nowhere gets nothing
+                bias = bias * mask.any(-1)[:, 0].expand(n_images, n_heads).t()[..., None]
+            out = out + bias
+        return out.transpose(0, 1).reshape(n_images, 1, n_heads * d)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, n, D) -> (B, h, n, d)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, some
-from .attention import KVCache, MultiHeadAttention
+from .attention import MultiHeadAttention
+from .cache import KVCache
 from .record import NOTHING, Want
 
 
