@@ -363,6 +363,21 @@ def test_rows_are_on_disk_before_the_index_names_them(tmp_path: Path, monkeypatc
     assert named == [(16, 16 * row), (20, 20 * row)]
 
 
+def test_the_index_is_written_in_growing_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, files = vit(), photos(tmp_path / "photos", 90)
+    named: list[int] = []
+    write_json = features.write_json
+    monkeypatch.setattr(features, "write_json", lambda path, index: (named.append(len(index)), write_json(path, index)))
+    monkeypatch.setattr(features, "INDEXED", 2)
+    cached(tmp_path, model, files[:5], batch_size=1)
+    assert named == [2, 4, 5]
+    cached(tmp_path, model, files, batch_size=1)
+    assert all(after - before == max(2, before // 8) for before, after in zip(named[2:], named[3:-1]))
+    assert named[-1] == 90 and named[-1] - named[-2] <= named[-2] // 8
+    torch.testing.assert_close(cached(tmp_path, model, files), direct(model, files), rtol=0, atol=1e-5)
+    assert model.photos == 90
+
+
 def test_progress_of_hashing_and_encoding(tmp_path: Path) -> None:
     told: list[tuple[str, int]] = []
 

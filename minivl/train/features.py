@@ -33,6 +33,8 @@ from .loop import PRECISIONS, autocast
 # fields of a ViT's config that change no feature, or are told by another (norm_after_pool, by which tensors there are)
 IDLE = ("num_classes", "dropout", "attn_dropout", "drop_path", "head_bias", "resize", "norm_after_pool")
 
+INDEXED = 16  # batches after which their rows are named in the index, at the soonest
+
 Progress = Callable[..., Iterable[Any]]
 
 logger = logging.getLogger(__name__)
@@ -160,9 +162,11 @@ def compute_features(encoder: ViT, photos: Sequence[Path] | Files | Members, cac
         if progress is not None and todo:
             shown = progress(shown, total=len(parts), desc="encoding photos")
         encoder.eval()
+        named = len(index)  # rows that the index on disk knows
         for number, (images, part) in enumerate(zip(shown, parts), 1):
             rows = _encode(encoder, images, dtype)
-            index_due = number % 16 == 0 or number == len(parts)
+            # a share of what is there, so that all its writings together are as long as a few of the last
+            index_due = number == len(parts) or len(index) + len(part) - named >= max(INDEXED * batch_size, named // 8)
             with open(file, "r+b" if file.exists() else "wb") as opened:
                 # rows behind the index are leftovers of a run that was stopped: write over them
                 opened.seek(len(index) * rows[0].numel() * rows.element_size())
@@ -173,6 +177,7 @@ def compute_features(encoder: ViT, photos: Sequence[Path] | Files | Members, cac
             index.update({digest: len(index) + place for place, (digest, _) in enumerate(part)})
             if index_due:
                 write_json(index_file, index)
+                named = len(index)
     return Features(file, [index[digest] for digest in hashes], shape, PRECISIONS[dtype])
 
 
