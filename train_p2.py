@@ -72,6 +72,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     model.add_argument("--freeze-encoder", action=argparse.BooleanOptionalAction, default=False,
                        help="keep the encoder; its features are computed once")
     model.add_argument("--unfreeze", type=int, help="train only so many of the encoder's last blocks and its last norm")
+    model.add_argument("--image-size", type=int, help="side of the pictures, if not the model's own: its position "
+                       "table is resized")
     model.add_argument("--fit", choices=("squash", "crop"),
                        help=new_help("fit", "squash shows the whole picture, crop keeps its aspect"))
     model.add_argument("--width", type=int, help=new_help("width", "of the decoder or text tower"))
@@ -185,7 +187,8 @@ def check(args: argparse.Namespace) -> None:
         check_rewards(args)
     arguments.check_least(args, (("scenes", 2 if pair else 1), ("val_scenes", 2), ("refs", 1), ("beams", 1),
                                  ("max_len", 2 if pair else 1), ("min_count", 1), ("embed_dim", 1), ("unfreeze", 1),
-                                 ("accumulate", 1), ("samples", 1), ("batch_size", 1), ("views", 2), ("vocab_size", 1)))
+                                 ("accumulate", 1), ("samples", 1), ("batch_size", 1), ("views", 2), ("vocab_size", 1),
+                                 ("image_size", 1)))
     if args.refs is not None and args.batch_size < args.refs * (2 if pair else 1):
         raise InputError(f"--batch-size {args.batch_size} must hold at least the --refs {args.refs} of "
                          + ("each of two pictures, to be told apart" if pair else "one picture"))

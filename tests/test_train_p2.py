@@ -686,6 +686,31 @@ def test_scores_of_a_frozen_start_are_those_of_the_file(data: Path, starts: dict
 
 
 @pytest.mark.parametrize("objective", ["caption", "contrastive"])
+@pytest.mark.parametrize("freeze", [None, True])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_pictures_of_another_size(data: Path, starts: dict[str, Path], frozen_pair: Path, tmp_path: Path,
+                                  objective: str, freeze: bool | None, fresh: bool) -> None:
+    told = {**(PAIR if objective == "contrastive" else {}), "freeze_encoder": freeze} if fresh else \
+        begun(starts, objective, freeze_encoder=freeze)
+    train(data, tmp_path / "one", **{**told, "image_size": 40, **STAYS})
+    found, wanted = (minivl.load(path) for path in (tmp_path / "one" / "best.safetensors",
+                                                    data / "vit.safetensors" if fresh else starts[objective]))
+    assert isinstance(found, (Captioner, CLIP)) and found.preprocessing is not None
+    tower = found.visual if isinstance(found, CLIP) else found.encoder
+    before = wanted.visual if isinstance(wanted, CLIP) else wanted.encoder if isinstance(wanted, Captioner) else wanted
+    assert tower.config.image_size == found.preprocessing.size == (40, 40) != before.config.image_size
+    before.resize(40)
+    same = [name for name, tensor in before.state_dict().items() if not name.startswith("head.")
+            and torch.equal(tensor, tower.state_dict()[name])]
+    assert "pos_embed" in same and len(same) > 20
+
+
+def test_scenes_of_another_size(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "one", **{**SCENES, "epochs": 1, "image_size": 48})
+    assert weights(tmp_path / "one").encoder.config.image_size == (48, 48)
+
+
+@pytest.mark.parametrize("objective", ["caption", "contrastive"])
 def test_only_the_last_block_moves(data: Path, starts: dict[str, Path], tmp_path: Path, objective: str) -> None:
     train(data, tmp_path / "one", **begun(starts, objective, unfreeze=1, epochs=1, ema=0, lr=0.01, encoder_lr=0.001))
     found, wanted = (minivl.load(path).state_dict() for path in (tmp_path / "one" / "last.safetensors",
@@ -711,6 +736,7 @@ def test_only_the_last_block_moves(data: Path, starts: dict[str, Path], tmp_path
     ({"encoder_lr": 1e-4, "freeze_encoder": True}, "--encoder-lr is for an encoder that is trained"),
     ({"layer_decay": 0.5, "freeze_encoder": True}, "--layer-decay is for an encoder that is trained"),
     ({"checkpointing": True, "freeze_encoder": True}, "--checkpointing is for an encoder that is trained"),
+    ({"image_size": 30}, "(30, 30)"), ({"image_size": 0}, "--image-size 0: give 1 or more"),
     ({"accumulate": 0}, "--accumulate 0: give 1"), ({"sam_adaptive": True}, "sam_adaptive"),
     ({"shard": True}, "--shard: there is one process"), ({"time_limit": -1}, "time_limit=-1"),
     ({"unfreeze": 0}, "--unfreeze 0: give 1 or more"), ({"unfreeze": 4}, "unfreeze=4: the encoder has 3 blocks"),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..loading import create, load
+from ..loading import create, load, resize
 from ..models.captioner import Captioner, CaptionerConfig
 from ..models.clip import CLIP, CLIPConfig, TextConfig
 from ..models.decoder import DecoderConfig
@@ -27,7 +27,7 @@ from .optim import freeze_encoder
 
 
 def load_start(args: argparse.Namespace) -> Captioner | CLIP:
-    """The model of --init, with the dropout of the command line; --max-len is settled by its room."""
+    """The model of --init, with the dropout and image size of the command line; --max-len is settled by its room."""
     loaded = load(args.init).float()
     kind: type[Captioner] | type[CLIP] = CLIP if args.objective == "contrastive" else Captioner
     if not isinstance(loaded, kind):
@@ -43,6 +43,8 @@ def load_start(args: argparse.Namespace) -> Captioner | CLIP:
         raise InputError(f"--max-len {args.max_len}: it has room for {room} tokens", source=args.init)
     args.max_len = min(NEW["max_len"], room) if args.max_len is None else args.max_len
     tower_of(loaded, args.init)
+    if args.image_size is not None:
+        resize(loaded, args.image_size, args.init)
     told: dict[str, Any] = {"tokenizer": loaded.tokenizer, "preprocessing": loaded.preprocessing}
     rate = {} if args.dropout is None else {"dropout": args.dropout}
     model: Captioner | CLIP
@@ -81,6 +83,8 @@ def build_encoder(args: argparse.Namespace, start: Captioner | CLIP | None) -> V
     encoder = tower_of(loaded, args.encoder)
     if start is not None:
         encoder = copy.deepcopy(encoder)
+    elif args.image_size is not None:
+        resize(loaded, args.image_size, args.encoder)
     encoder.site, encoder.preprocessing = "encoder", loaded.preprocessing
     encoder.replace_head(0)
     if encoder.preprocessing is None:
