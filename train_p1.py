@@ -122,6 +122,8 @@ def build_model(args: argparse.Namespace) -> ViT:
         model.preprocessing = replace(model.preprocessing, mode=args.fit)
     if args.image_size is not None:
         model.resize(args.image_size)
+        if args.init == "none":
+            model.reset_parameters()  # a random table is drawn, not resized
     return model
 
 

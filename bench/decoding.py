@@ -70,9 +70,10 @@ def rate(kind: torch.dtype) -> float:
     return 1024 ** 3 / shortest([lambda: a @ b], 9)[0][0]
 
 
-def arithmetic(config: DecoderConfig, images: int, beams: int, words: int, tokens: int) -> float:
+def arithmetic(config: DecoderConfig, images: int, beams: int, words: int, tokens: int, waits: bool) -> float:
     """Multiply-adds of decoding: keys and values of the memory once per image; for every open row of every step all
-    matrices and the looks at the text so far and at the memory. The first step has one row per image."""
+    matrices and the looks at the text so far and at the memory. The first step has one row per image. With `waits` no
+    keys and values are made, rows go through their matrices instead, and every head looks at the whole memory."""
     assert config.memory_width is not None and config.head_dim is not None
     width = config.width
     head = {"linear": 0, "transform": width * width, "mlp": (width + config.head_dim) * config.head_dim}[config.head]
@@ -80,7 +81,11 @@ def arithmetic(config: DecoderConfig, images: int, beams: int, words: int, token
         + head + config.head_dim * config.vocab_size
     rows = images * (1 + beams * (words - 1))
     looks = config.depth * 2 * width * images * (1 + beams * sum(range(2, words + 1)))
-    return images * tokens * config.depth * 2 * config.memory_width * width + rows * row + looks
+    memory = images * tokens * config.depth * 2 * config.memory_width * width
+    if waits:
+        memory = rows * config.depth * 2 * (config.memory_width * width + (
+            config.num_heads * config.memory_width - width) * tokens)
+    return memory + rows * row + looks
 
 
 def matrices(decoder: CaptionDecoder, rows: int) -> float:
@@ -180,7 +185,7 @@ def hf(args: argparse.Namespace, kind: torch.dtype) -> None:
 
         taken, found = shortest([generate, lambda: ready.caption(memory, beams=beams, max_len=WORDS, min_len=WORDS,
                                                                  forbidden=())], args.repeats)
-        counted = arithmetic(TEXT, IMAGES, beams, WORDS, TOKENS) / peak
+        counted = arithmetic(TEXT, IMAGES, beams, WORDS, TOKENS, beams == 1 and kind == torch.float32) / peak
         alone = matrices(ours.decoder, IMAGES * beams) * (WORDS - 1) + matrices(ours.decoder, IMAGES)
         aim = AIMS["hf", args.precision].get(beams)
         line(f"hf, beams {beams}", taken, f"aim {aim}; {counted / taken[1]:.0%} of the ceiling; matrices "

@@ -280,7 +280,10 @@ def resize(model: Model, image_size: int | tuple[int, int], source: str | os.Pat
     vit = _vit(model)
     if not isinstance(vit, ViT):
         raise InputError("takes images of any size: image_size has nothing to change", source=source)
-    vit.resize(image_size)
+    try:
+        vit.resize(image_size)
+    except InputError as error:
+        raise InputError(str(error), source=source) from None
     if isinstance(model, Captioner) and model.preprocessing is not None:
         model.preprocessing = model.preprocessing.resized(vit.config.image_size)
 

@@ -428,6 +428,7 @@ def test_a_patient_cache_makes_no_keys_and_changes_nothing(positions: bool, mask
     if masked != "no":
         mask = torch.rand(B, H if masked == "heads" else 1, 1, K) < 0.6
         mask[1] = False  # an image nobody may look at
+        mask[0, -1] = False  # and one that a head is blind to, or all are
     expected, weights = ours(x, context, q_pos=q_pos, k_pos=k_pos, mask=mask, rows="all")
     cache = KVCache()
     cache.patience = 2
@@ -445,19 +446,31 @@ def test_a_patient_cache_makes_no_keys_and_changes_nothing(positions: bool, mask
     assert cache.length == K and cache.patience == 2
 
 
-@pytest.mark.parametrize("case", ["not packed", "gradients", "two rows an image", "two positions", "bfloat16"])
-def test_where_waiting_does_not_pay_the_cache_is_filled(case: str) -> None:
+@pytest.mark.parametrize("case", ["not packed", "a hook", "one hook", "gradients", "dropout", "two rows an image",
+                                  "two positions", "bfloat16", "a context in bfloat16", "positions in float64"])
+def test_where_the_cache_does_not_wait_it_is_filled(case: str) -> None:
     ours, _ = pair(CONTEXT)
+    if case == "one hook":
+        ours.v_proj.register_forward_hook(lambda *_: None)
     layer = ours if case == "not packed" else packed(ours)
+    if case == "a hook":
+        for projection in (layer.k_proj, layer.v_proj):
+            projection.register_forward_hook(lambda *_: None)
+    if case == "dropout":
+        layer.dropout = 0.5
+        layer.train()
     x = torch.randn(B * (2 if case == "two rows an image" else 1), 2 if case == "two positions" else 1, WIDTH)
-    context, cache = torch.randn(B, K, CONTEXT), KVCache()
+    context, k_pos, cache = torch.randn(B, K, CONTEXT), torch.randn(B, K, CONTEXT), KVCache()
     cache.patience = 9
+    told = context.bfloat16() if case == "a context in bfloat16" else context
+    pos = k_pos.double() if case == "positions in float64" else k_pos
     with torch.set_grad_enabled(case == "gradients"), torch.autocast("cpu", torch.bfloat16, case == "bfloat16"):
-        out, _ = layer(x, context, cache=cache)
-        expected, _ = ours(x, context)
+        out, _ = layer(x, told, k_pos=pos, cache=cache)
+        expected, _ = ours(x, context, k_pos=k_pos)
     assert cache.length == K and cache.patience == 9
-    close = {"rtol": 0.05, "atol": 0.05} if case == "bfloat16" else CLOSE
-    torch.testing.assert_close(out, expected, **close)
+    if case != "dropout":
+        close = {"rtol": 0.05, "atol": 0.05} if "bfloat16" in case else CLOSE
+        torch.testing.assert_close(out, expected, **close)
 
 
 # -- rows that share a memory ------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from minivl.errors import InputError
 from minivl.nn.attention import MultiHeadAttention
-from minivl.nn.cache import KVCache
 from minivl.nn.blocks import ACTIVATIONS, DecoderBlock, EncoderBlock, Mlp, activation
+from minivl.nn.cache import KVCache
 from minivl.nn.record import Want
 
 B, T, N, WIDTH, H, MLP = 3, 5, 7, 24, 4, 40

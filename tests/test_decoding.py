@@ -125,25 +125,42 @@ def test_new_weights_are_seen_by_the_next_decoding() -> None:
     assert ids_of(model.caption(images, max_len=9)) != ids_of(first)
 
 
+WAYS: dict[str, dict[str, Any]] = {"greedy": {"beams": 1}, "sample": {"samples": 1}, "beams": {"beams": 3},
+                                   "samples": {"samples": 2}, "required": {"beams": 1, "required": [(7,)]},
+                                   "prefix": {"beams": 1, "prefix": (4, 5)}}
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("patience", [0, 2, 32])
-def test_captions_without_keys_and_values_of_the_memory(monkeypatch: pytest.MonkeyPatch, patience: int) -> None:
-    model = captioner(1, scale=0.3)
-    full = memory(5)._replace(pos=memory(5, seed=8).tokens, mask=torch.rand(5, 7) < 0.7)
-    expected = [model.caption(full, max_len=9, **way) for way in ({"beams": 1}, {"beams": 3}, {"prefix": (4, 5)})]
-    assert len({len(one.ids) for one in expected[0]}) > 1  # images leave at different steps
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("heads", [2, 8])
+def test_captions_without_keys_and_values_of_the_memory(monkeypatch: pytest.MonkeyPatch, heads: int, way: str) -> None:
+    model = captioner(7, scale=0.3, num_heads=heads)
+    mask = torch.rand(5, 7, generator=torch.Generator().manual_seed(4)) < 0.7
+    full = memory(5)._replace(pos=memory(5, seed=8).tokens, mask=mask)
+    told = model.caption(full, max_len=8, **WAYS[way])  # too few tokens
+    lengths = {len(one.ids) for one in told}
+    assert way != "greedy" or len(lengths) > 1  # images leave at different steps
     monkeypatch.setattr("minivl.models.decoding.MANY", 5 * 7)
-    monkeypatch.setattr("minivl.models.decoding.PATIENCE", patience)
     filled: list[int] = []
     append = KVCache.append
     monkeypatch.setattr(KVCache, "append", lambda self, k, v: (filled.append(k.shape[2]), append(self, k, v))[1])
-    for way, told in zip(({"beams": 1}, {"beams": 3}, {"prefix": (4, 5)}), expected):
-        filled.clear()
-        found = model.ready().caption(full, max_len=9, **way)
-        assert ids_of(found) == ids_of(told)
-        assert [one.score for one in found] == pytest.approx([one.score for one in told], abs=1e-5)
-        longest = max(len(one.ids) for one in told) - 1
-        assert (7 in filled) == ("beams" not in way or way["beams"] == 3 or patience < longest)
+    found = model.caption(full, max_len=8, **WAYS[way])
+    assert ids_of(found) == ids_of(told)
+    assert [one.score for one in found] == pytest.approx([one.score for one in told], abs=1e-5)
+    width = model.config.decoder.width // heads
+    waits = way in ("greedy", "sample") and max(lengths) - 1 <= width // 2  # half as many steps as a head is wide
+    assert (7 in filled) != waits
+    assert way != "greedy" or waits == (heads == 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_a_memory_of_another_precision(monkeypatch: pytest.MonkeyPatch, kind: torch.dtype) -> None:
+    model = captioner(1, scale=0.3)
+    seen = memory(5)._replace(tokens=memory(5).tokens.to(kind))
+    told = model.caption(seen, beams=1, max_len=9)
+    monkeypatch.setattr("minivl.models.decoding.MANY", 1)
+    assert ids_of(model.caption(seen, beams=1, max_len=9)) == ids_of(told)
 
 
 # -- memory --------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -223,8 +224,10 @@ class Stop(Exception):
     """In the middle of filling."""
 
 
+@pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("batches", [0, 1, 5, 17, 19])
-def test_interrupted_filling_continues(tmp_path: Path, batches: int) -> None:
+def test_interrupted_filling_continues(tmp_path: Path, batches: int, killed: bool,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
     def stopping(starts: Iterable[int], **options: Any) -> Iterator[int]:
         assert options["total"] == 20
         for number, start in enumerate(starts):
@@ -233,12 +236,14 @@ def test_interrupted_filling_continues(tmp_path: Path, batches: int) -> None:
             yield start
 
     model, files = vit(), photos(tmp_path / "photos", 20)
-    with pytest.raises(Stop):
+    with pytest.raises(Stop), monkeypatch.context() as patch:
+        if killed:  # nothing more is done
+            patch.setattr(features._Rows, "__exit__", lambda *_: None)
         cached(tmp_path, model, files, batch_size=1, progress=stopping)
     assert model.photos == batches
     rows = cached(tmp_path, model, list(reversed(files)), batch_size=3)
     torch.testing.assert_close(rows.flip(0), direct(model, files), rtol=0, atol=1e-5)
-    assert model.photos == batches + 20 - 16 * (batches >= 16)  # the index is written every 16 batches
+    assert model.photos == (batches + 20 - 16 * (batches >= 16) if killed else 20)  # 16 batches, then the index
 
 
 def spoil(folder: Path, how: str) -> None:
@@ -363,17 +368,27 @@ def test_rows_are_on_disk_before_the_index_names_them(tmp_path: Path, monkeypatc
     assert named == [(16, 16 * row), (20, 20 * row)]
 
 
-def test_the_index_is_written_in_growing_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, files = vit(), photos(tmp_path / "photos", 90)
-    named: list[int] = []
-    write_json = features.write_json
-    monkeypatch.setattr(features, "write_json", lambda path, index: (named.append(len(index)), write_json(path, index)))
+def test_the_index_is_written_seldom_where_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, named = [0.0], list[int]()
+    encode, write_json = features._encode, features.write_json
+
+    def encoding(*given: Any) -> torch.Tensor:
+        now[0] += 1
+        return encode(*given)
+
+    def writing(path: Path, index: dict[str, int]) -> None:
+        named.append(len(index))
+        now[0] += len(index) / 16
+        write_json(path, index)
+
+    monkeypatch.setattr(features, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(features, "_encode", encoding)
+    monkeypatch.setattr(features, "write_json", writing)
     monkeypatch.setattr(features, "INDEXED", 2)
-    cached(tmp_path, model, files[:5], batch_size=1)
-    assert named == [2, 4, 5]
-    cached(tmp_path, model, files, batch_size=1)
-    assert all(after - before == max(2, before // 8) for before, after in zip(named[2:], named[3:-1]))
-    assert named[-1] == 90 and named[-1] - named[-2] <= named[-2] // 8
+    monkeypatch.setattr(features, "SELDOM", 8)
+    model, files = vit(), photos(tmp_path / "photos", 90)
+    cached(tmp_path, model, files, batch_size=2)
+    assert named == [4, 8, 16, 32, 64, 90]  # 1/4 s, 1/2 s, ... each; the next 2, 4, ... batches later
     torch.testing.assert_close(cached(tmp_path, model, files), direct(model, files), rtol=0, atol=1e-5)
     assert model.photos == 90
 

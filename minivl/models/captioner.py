@@ -251,17 +251,18 @@ class Captioner(nn.Module):
         twin._modules = {**self._modules, "encoder": packed(self.encoder), "decoder": self.decoder.ready()}
         return twin
 
-    def decoding(self, memory: Memory, *, compile: bool | str = False, room: int | None = None,
+    def decoding(self, memory: Memory, *, single: bool = False, compile: bool | str = False, room: int | None = None,
                  images: int | None = None) -> Decoding | CompiledDecoding:
         """The step protocol that `minivl.search` works on.
 
         Args:
             memory: of the images. (Where much is decoded on a CPU, take that of `ready()`.)
+            single: each image has one sequence to the end, see `Decoding`; a compiled decoding does not ask.
             compile: steps as one graph of torch.compile, see `CompiledDecoding`; a name is that of a backend.
             room, images: of a compiled decoding.
         """
         if not compile:
-            return Decoding(self, memory)
+            return Decoding(self, memory, single=single)
         return CompiledDecoding(self, memory, room=room, images=images, backend=None if compile is True else compile)
 
     @torch.no_grad()
@@ -309,8 +310,8 @@ class Captioner(nn.Module):
                 part = slice(first, first + batch_size)
                 seeds = [(chosen.seed, number) for number in (numbers or range(count))[part]]
                 memory = self.memory_of(images, part)
-                decode = ready.decoding(memory, compile=compile, room=len(wished.prompt) + chosen.max_len - 1,
-                                        images=min(batch_size, count))
+                decode = ready.decoding(memory, single=chosen.single, compile=compile,
+                                        room=len(wished.prompt) + chosen.max_len - 1, images=min(batch_size, count))
                 found = search(decode, chosen, wished,
                                eos_id=self.config.decoder.eos_id, seeds=seeds, device=memory.tokens.device)
                 captions += [Caption.of(hypotheses, self.tokenizer) for hypotheses in found]

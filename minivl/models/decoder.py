@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..nn.cache import KVCache
 from ..nn.blocks import DecoderBlock, activation
+from ..nn.cache import KVCache
 from ..nn.embed import sinusoids
 from ..nn.packed import PackedLinear, packed
 from ..nn.record import AttnRecord, want
@@ -195,7 +195,7 @@ class FixedState(DecoderState):
     Args:
         memory: what the cross caches were made of; only its mask is read.
         place: (1,) the position of the next token.
-        self_caches: of the text, `minivl.nn.attention.FixedCache`.
+        self_caches: of the text, `minivl.nn.cache.FixedCache`.
         cross_caches: of the memory.
     """
 

@@ -18,24 +18,31 @@ from .decoder import CaptionDecoder, FixedState, Memory
 if TYPE_CHECKING:
     from .captioner import Captioner
 
-MANY = 768  # visual tokens of all images, from which steps without their keys and values pay (bench/decoding.py)
-PATIENCE = 32  # such steps; of more, making keys and values costs less
+MANY = 768  # visual tokens of all images from which `Decoding` may go without their keys and values: 4 of 197
 GRAPHS = 64  # of one process, for several models, batch sizes and numbers of beams; torch stops at 8
 
 
 class Decoding:
     """`minivl.search.Steps` over a captioner: caches go in, log-probabilities come out.
 
-    While each image has one sequence, a captioner that is `ready` attends to many visual tokens without making keys and
-    values of them (`KVCache.patience`): a short greedy caption looks at them less often than that is worth.
+    Args:
+        captioner: in eval mode.
+        memory: of B images.
+        single: each image has one sequence to the end, as in a greedy search. A captioner that is `ready` then attends
+            to many visual tokens without making keys and values of them (`KVCache.patience`): a short caption looks at
+            them less often than that is worth.
     """
 
-    def __init__(self, captioner: Captioner, memory: Memory) -> None:
+    def __init__(self, captioner: Captioner, memory: Memory, *, single: bool = False) -> None:
         self._captioner = captioner
         self._state = captioner.start(memory)
-        if memory.tokens.shape[:2].numel() >= MANY:
+        if single and memory.tokens.shape[:2].numel() >= MANY:
+            config = captioner.config.decoder
+            # A step without keys and values multiplies 2 h N C, making them 2 N C D: as much as D / h steps. Half of
+            # them leaves room for what narrow products cost, less where the memory is wider than the decoder.
+            head = config.width // config.num_heads
             for cache in self._state.cross_caches:
-                cache.patience = PATIENCE
+                cache.patience = head * config.width // (2 * max(config.width, memory.tokens.shape[-1]))
 
     def prefill(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, V)."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .cache import KVCache
-from .packed import PackedLinear
+from .packed import PackedLinear, plain
 
 Rows = Tensor | str | None  # (k,) or (B, k) query indices, "all", or None for no weights at all
 Heads = Tensor | str | None  # (h',) head indices, "mean", or None / "all" for every head
@@ -217,8 +217,8 @@ class MultiHeadAttention(nn.Module):
             causal: query i sees the keys up to i + K - Q.
             cache: self-attention: keys and values of earlier positions, appended to here.
                 Cross-attention: filled at the first call; the context is not projected again. With `patience`, calls
-                of one query per image go without keys and values where that is exact and pays: in float32 on a CPU,
-                with packed projections, no gradients and no weights asked for.
+                of one query per image go without keys and values where that is the same but for rounding: in float32
+                on a CPU, with packed projections and neither gradients, weights nor dropout wanted.
             rows, heads, detach: which weights to return, see `attend`.
 
         Returns:
@@ -235,7 +235,7 @@ class MultiHeadAttention(nn.Module):
                 k, v, mask = cache.k, cache.v, cache.mask if mask is None else mask
         elif cache is not None and cache.length:
             k, v = cache.k, cache.v
-        elif cache is not None and rows is None and self._waits(q, context, cache):
+        elif cache is not None and rows is None and self._waits(q, context, k_pos, cache):
             return self.out_proj(self._through_context(q, context, k_pos, mask)), None
         else:
             k, v = self._project(context, k_pos)
@@ -253,11 +253,12 @@ class MultiHeadAttention(nn.Module):
         k = self._heads(self.k_proj(context if k_pos is None else context + k_pos))
         return k, self._heads(self.v_proj(context))  # (B, h, K, d) each
 
-    def _waits(self, q: Tensor, context: Tensor, cache: KVCache) -> bool:
-        """Whether a call still goes without keys and values, which is then counted."""
-        if cache.patience < 1 or q.shape[0] != context.shape[0] or q.shape[2] != 1 or q.dtype != torch.float32 \
-                or torch.is_grad_enabled() or type(self.k_proj) is not PackedLinear \
-                or type(self.v_proj) is not PackedLinear:
+    def _waits(self, q: Tensor, context: Tensor, k_pos: Tensor | None, cache: KVCache) -> bool:
+        """Whether a call goes without keys and values; it then costs the cache some of its patience."""
+        if cache.patience < 1 or q.shape[0] != context.shape[0] or q.shape[2] != 1 or torch.is_grad_enabled() \
+                or (self.training and self.dropout) or not all(plain(one, PackedLinear)
+                                                               for one in (self.k_proj, self.v_proj)) \
+                or any(one.dtype != torch.float32 for one in (q, context, context if k_pos is None else k_pos)):
             return False
         cache.patience -= 1
         return True

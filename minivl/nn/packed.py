@@ -73,7 +73,7 @@ def packed(module: nn.Module) -> nn.Module:
     Layers that do more than multiply (with hooks, parametrised, quantised, sharded) stay as they are, and a module
     without plain ones is itself; so is every one on another device than a CPU.
     """
-    if _plain(module):
+    if plain(module):
         assert isinstance(module, nn.Linear)
         return PackedLinear(module.weight, module.bias)
     children = {name: None if child is None else packed(child) for name, child in module._modules.items()}
@@ -84,9 +84,9 @@ def packed(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _plain(module: nn.Module) -> bool:
-    """Whether a module is a linear layer and nothing else, on a CPU."""
-    return (type(module) is nn.Linear and type(module.weight) is nn.Parameter and module.weight.device.type == "cpu"
+def plain(module: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
+    """Whether a module is a linear layer of this kind and nothing else, on a CPU."""
+    return (type(module) is kind and type(module.weight) is nn.Parameter and module.weight.device.type == "cpu"
             and not module._forward_hooks and not module._forward_pre_hooks and "forward" not in vars(module))
 
 

@@ -90,6 +90,11 @@ class Options:
             raise InputError(f"no such option: {some(unknown)}; there are: {some(known, 40)}")
         return cls(**given)
 
+    @property
+    def single(self) -> bool:
+        """Whether each image has one sequence to the end: a greedy search, or one sample."""
+        return (self.beams if self.samples is None else self.samples) == 1 and not self.required
+
     def __post_init__(self) -> None:
         for name in ("forbidden", "required"):
             value = getattr(self, name)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -34,6 +35,7 @@ from .loop import PRECISIONS, autocast
 IDLE = ("num_classes", "dropout", "attn_dropout", "drop_path", "head_bias", "resize", "norm_after_pool")
 
 INDEXED = 16  # batches after which their rows are named in the index, at the soonest
+SELDOM = 20  # times as long as that writing takes is the pause between two
 
 Progress = Callable[..., Iterable[Any]]
 
@@ -162,23 +164,45 @@ def compute_features(encoder: ViT, photos: Sequence[Path] | Files | Members, cac
         if progress is not None and todo:
             shown = progress(shown, total=len(parts), desc="encoding photos")
         encoder.eval()
-        named = len(index)  # rows that the index on disk knows
-        for number, (images, part) in enumerate(zip(shown, parts), 1):
-            rows = _encode(encoder, images, dtype)
-            # a share of what is there, so that all its writings together are as long as a few of the last
-            index_due = number == len(parts) or len(index) + len(part) - named >= max(INDEXED * batch_size, named // 8)
-            with open(file, "r+b" if file.exists() else "wb") as opened:
-                # rows behind the index are leftovers of a run that was stopped: write over them
-                opened.seek(len(index) * rows[0].numel() * rows.element_size())
-                opened.write(tensor_bytes(rows))
-                if index_due:  # on disk before the index that names them, whatever happens to the machine
-                    opened.flush()
-                    os.fsync(opened.fileno())
-            index.update({digest: len(index) + place for place, (digest, _) in enumerate(part)})
-            if index_due:
-                write_json(index_file, index)
-                named = len(index)
+        with _Rows(file, index_file, index) as kept:
+            for images, part in zip(shown, parts):
+                kept.add(_encode(encoder, images, dtype), [digest for digest, _ in part])
     return Features(file, [index[digest] for digest in hashes], shape, PRECISIONS[dtype])
+
+
+class _Rows:
+    """Rows that are added to a file, and the index that names them: written now and then, and when the block ends,
+    however it ends."""
+
+    def __init__(self, file: Path, index_file: Path, index: dict[str, int]) -> None:
+        self._file, self._index_file, self._index = file, index_file, index
+        self._unnamed, self._paused, self._took = 0, time.monotonic(), 0.0  # batches; since when; seconds it took
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._unnamed:
+            self._name()
+
+    def add(self, rows: Tensor, digests: Sequence[str]) -> None:
+        """Write the rows of these photos behind those that the index has."""
+        with open(self._file, "r+b" if self._file.exists() else "wb") as opened:
+            # rows behind the index are leftovers of a run that was killed: write over them
+            opened.seek(len(self._index) * rows[0].numel() * rows.element_size())
+            opened.write(tensor_bytes(rows))
+        self._index.update({digest: len(self._index) + place for place, digest in enumerate(digests)})
+        self._unnamed += 1
+        if self._unnamed >= INDEXED and time.monotonic() - self._paused >= SELDOM * self._took:
+            self._name()
+
+    def _name(self) -> None:
+        begun = time.monotonic()
+        with open(self._file, "r+b") as opened:  # on disk before the index that names them, whatever happens to it
+            os.fsync(opened.fileno())
+        write_json(self._index_file, self._index)
+        self._unnamed, self._paused = 0, time.monotonic()
+        self._took = self._paused - begun
 
 
 class _Show:

@@ -28,7 +28,7 @@ from .optim import freeze_encoder
 
 def load_start(args: argparse.Namespace) -> Captioner | CLIP:
     """The model of --init, with the dropout and image size of the command line; --max-len is settled by its room."""
-    loaded = load(args.init).float()
+    loaded = load(args.init, image_size=args.image_size).float()
     kind: type[Captioner] | type[CLIP] = CLIP if args.objective == "contrastive" else Captioner
     if not isinstance(loaded, kind):
         raise InputError(f"is no {'captioner' if kind is Captioner else 'image-text pair'}, which --init with "
@@ -43,8 +43,6 @@ def load_start(args: argparse.Namespace) -> Captioner | CLIP:
         raise InputError(f"--max-len {args.max_len}: it has room for {room} tokens", source=args.init)
     args.max_len = min(NEW["max_len"], room) if args.max_len is None else args.max_len
     tower_of(loaded, args.init)
-    if args.image_size is not None:
-        resize(loaded, args.image_size, args.init)
     told: dict[str, Any] = {"tokenizer": loaded.tokenizer, "preprocessing": loaded.preprocessing}
     rate = {} if args.dropout is None else {"dropout": args.dropout}
     model: Captioner | CLIP
@@ -78,13 +76,14 @@ def build_encoder(args: argparse.Namespace, start: Captioner | CLIP | None) -> V
                              "with random weights; give a weight file")
         torch.manual_seed(args.seed)
         loaded = create(args.encoder)
+        if args.image_size is not None:
+            resize(loaded, args.image_size, args.encoder)
+            tower_of(loaded, args.encoder).reset_parameters()  # a random table is drawn, not resized
     else:
-        loaded = load(args.encoder).float()  # whatever it is stored in
+        loaded = load(args.encoder, image_size=args.image_size).float()  # whatever it is stored in
     encoder = tower_of(loaded, args.encoder)
     if start is not None:
         encoder = copy.deepcopy(encoder)
-    elif args.image_size is not None:
-        resize(loaded, args.image_size, args.encoder)
     encoder.site, encoder.preprocessing = "encoder", loaded.preprocessing
     encoder.replace_head(0)
     if encoder.preprocessing is None:
