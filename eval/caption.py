@@ -8,7 +8,6 @@ log-probability, the probability of every word and, with --n-best or --samples, 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 import zlib
@@ -22,12 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 import minivl
+from eval.layouts import add_layout, check_layout, key_of, write_captions
 from minivl import programs
 from minivl.data.labels import read_pictures
 from minivl.data.photos import photo_batches
-from minivl.data.predictions import NUMBER
+from minivl.data.predictions import Key
 from minivl.errors import InputError, some
-from minivl.files import write_json, write_text
 from minivl.images import open_photo
 from minivl.models.captioner import Caption, Captioner
 from minivl.models.vit import ViT
@@ -42,9 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = programs.Parser(__doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder of photos")
     parser.add_argument("--weights", required=True, help="a captioner: a file, a name or a folder")
-    parser.add_argument("--out", type=Path, required=True, help="the captions (.json or .jsonl)")
-    parser.add_argument("--format", choices=("course", "coco", "jsonl"),
-                        help="of --out: jsonl if it is so called, else course")
+    add_layout(parser)
     parser.add_argument("--batch-size", type=int, default=64, help="photos decoded together")
     parser.add_argument("--compile", action="store_true", help="decode in graphs of torch.compile (CUDA graphs on a "
                         "GPU), which are made once, in a minute or so: for many photos")
@@ -55,12 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = options_of(args, Options.max_len)  # what does not go together is said before anything is read
     if args.batch_size < 1:
         raise InputError(f"--batch-size {args.batch_size}: give 1 or more")
-    lines = args.out.suffix.lower() == ".jsonl"
-    args.format = args.format or ("jsonl" if lines else "course")
-    if args.out.suffix.lower() not in (".json", ".jsonl") or args.out.is_dir() or lines != (args.format == "jsonl"):
-        raise InputError(f"--out {args.out}: format {args.format} is written as a "
-                         f"{'.jsonl' if args.format == 'jsonl' else '.json'} file, name one")
-    programs.check_place("--out", args.out)
+    check_layout(args)
     count = options.samples or options.n_best
     if count > 1 and args.format != "jsonl":
         raise InputError(f"--format {args.format} has room for one caption per photo, and {count} are asked for: give "
@@ -70,7 +62,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 # -- photos --------------------------------------------------------------------------------------------------
 
-def photos(folder: Path, layout: str) -> dict[str | int, Path]:
+def photos(folder: Path, layout: str) -> dict[Key, Path]:
     """The photos of a folder by what the file of captions calls them, sorted by name.
 
     Raises:
@@ -80,15 +72,9 @@ def photos(folder: Path, layout: str) -> dict[str | int, Path]:
     files, skipped = read_pictures(folder)
     if skipped:
         log.info("%d files are left out: %s", len(skipped), some(skipped, 2))
-    found: dict[str | int, Path] = {}
+    found: dict[Key, Path] = {}
     for file in files:
-        key: str | int = file.stem
-        if layout == "coco":
-            number = NUMBER.fullmatch(file.stem)
-            if number is None:
-                raise InputError("has no number in its name, which --format coco needs (as 000000397133.jpg has); "
-                                 "--format course takes any name", source=file)
-            key = int(number[1])
+        key = key_of(file.stem, layout, file)
         if key in found:
             raise InputError(f"{found[key].name} and {file.name} would both be {key!r} in the file of captions: rename "
                              "or remove one", source=folder)
@@ -147,20 +133,10 @@ def record(caption: Caption) -> dict[str, Any]:
             "words": [{"text": word.text, "probability": probability} for word, probability in words]}
 
 
-def write(path: Path, layout: str, found: dict[str | int, tuple[Path, Caption]]) -> None:
-    """The file of captions, whole or not at all."""
-    if layout == "course":
-        write_json(path, {key: caption.text for key, (_, caption) in found.items()})
-    elif layout == "coco":
-        write_json(path, [{"image_id": key, "caption": caption.text} for key, (_, caption) in found.items()])
-    else:
-        lines = []
-        for key, (file, caption) in found.items():
-            line = {"image_id": key, "file_name": file.name, **record(caption)}
-            if caption.others:
-                line["others"] = [record(other) for other in caption.others]
-            lines.append(json.dumps(line, ensure_ascii=False))
-        write_text(path, "\n".join(lines) + "\n")
+def detail(file: Path, caption: Caption) -> dict[str, Any]:
+    """All that a line of JSON has of a photo, but for what it is called."""
+    others = {"others": [record(other) for other in caption.others]} if caption.others else {}
+    return {"file_name": file.name, **record(caption), **others}
 
 
 def main(argv: Sequence[str] | None) -> None:
@@ -176,7 +152,8 @@ def main(argv: Sequence[str] | None) -> None:
     began = time.perf_counter()
     told = list(captions(model if args.compile else model.ready(), list(files.values()), options, args))
     seconds = time.perf_counter() - began
-    write(args.out, args.format, {key: (file, one) for (key, file), one in zip(files.items(), told)})
+    write_captions(args.out, args.format, {key: one.text or "" for key, one in zip(files, told)},
+                   [detail(file, one) for file, one in zip(files.values(), told)])
     empty = sum(not one.text for one in told)
     if empty:
         log.warning("%d captions have no word at all", empty)

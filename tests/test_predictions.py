@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from minivl.data.captions import read_captions
-from minivl.data.predictions import MOST_WORDS, NUMBERS, Matched, Predictions, match, read_predictions
+from minivl.data.predictions import MOST_WORDS, NUMBERS, Matched, Predictions, match, read_candidates, read_predictions
 from minivl.errors import InputError
 
 CAPTIONS = {"b": "A dog .", "sub/a.jpg": "two\u2028cats\r", "c.v2": " über {\"ü\"} "}
@@ -103,6 +103,32 @@ def test_faults_of_the_file(tmp_path: Path) -> None:
 
 def test_the_longest_caption_passes(tmp_path: Path) -> None:
     assert len(read_predictions(write(tmp_path, {"x": "word " * MOST_WORDS}))) == 1
+
+
+def test_candidates_of_every_layout(tmp_path: Path) -> None:
+    records = [{"image_id": 7, "caption": "a dog", "others": [{"caption": "two dogs", "score": -1}, {"text": ""}]},
+               {"image_id": "b", "text": "a cat", "others": []}, {"image_id": 7, "caption": "a dog"}]
+    for content in (records, lines(records)):
+        assert read_candidates(write(tmp_path, content)) == {7: ["a dog", "two dogs", "", "a dog"], "b": ["a cat"]}
+        assert read_predictions(write(tmp_path, content)).captions == {7: "a dog", "b": "a cat"}
+    assert read_candidates(write(tmp_path, '{"a": "one", "b": "two", "a": "three"}')) == {"a": ["one", "three"],
+                                                                                          "b": ["two"]}
+
+
+@pytest.mark.parametrize("others, words", [
+    ("a cat", "entry 1: 'others' of 8 is the string 'a cat', a list of objects is needed"),
+    ([{"caption": "a cat"}, "a dog"], "entry 1, place 1 of 'others': the caption of 8 is null, a string is needed"),
+    ([{"caption": 3}], "entry 1, place 0 of 'others': the caption of 8 is a number"),
+    ([{"caption": "dog \ud83d"}], "entry 1, place 0 of 'others': 8 or its caption has half a character"),
+])
+def test_faults_of_candidates(tmp_path: Path, others: Any, words: str) -> None:
+    file = write(tmp_path, [{"image_id": 7, "caption": "a"}, {"image_id": 8, "caption": "b", "others": others}])
+    with pytest.raises(InputError, match=f"^{file}: {words}"):
+        read_candidates(file)
+    assert len(read_predictions(file)) == 2  # which reads nothing of them
+    (tmp_path / "none.json").write_text("{}")
+    with pytest.raises(InputError, match="has no captions"):
+        read_candidates(tmp_path / "none.json")
 
 
 # -- matching ------------------------------------------------------------------------------------------------

@@ -67,19 +67,74 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     file = existing_file(path)
     captions: dict[Key, str] = {}
     doubled: dict[Key, None] = {}
-    for where, key, caption in _entries(file):
-        _check(where, key, caption, file)
-        if key in captions:
-            doubled[key] = None
-        captions.setdefault(key, caption)
-    if not captions:
-        raise InputError("has no captions", source=file)
+    for entry in _entries(file):
+        if entry.key in captions:
+            doubled[entry.key] = None
+        captions.setdefault(entry.key, entry.caption)
     empty = tuple(key for key, caption in captions.items() if not caption.strip())
     return Predictions(captions, tuple(doubled), empty, str(file))
 
 
-def _entries(file: Path) -> list[tuple[str, Key, Any]]:
-    """(place in the file where the id alone does not tell it, id, caption), in the order of the file."""
+def read_candidates(path: str | os.PathLike[str]) -> dict[Key, list[str]]:
+    """Read a file of predictions with several captions per image.
+
+    All captions of an image are its candidates: of an object "caption" (or "text") and those of its list "others", as
+    eval.caption writes them, and the captions of all entries that name the image.
+
+    Args:
+        path: as of `read_predictions`.
+
+    Returns:
+        What the file calls an image -> its captions, in the order of the file, equal ones too.
+
+    Raises:
+        InputError: as `read_predictions`; "others" that is no list of objects with a caption each.
+    """
+    file = existing_file(path)
+    found: dict[Key, list[str]] = {}
+    for entry in _entries(file):
+        texts = found.setdefault(entry.key, [])
+        texts.append(entry.caption)
+        if not isinstance(entry.others, list):
+            raise InputError(f"{entry.where}: 'others' of {entry.key!r} is {kind_of(entry.others)}, a list of objects "
+                             "is needed", source=file)
+        for place, other in enumerate(entry.others):
+            names = [name for name in TEXTS if name in other] if isinstance(other, dict) else []
+            text: Any = other[names[0]] if names else None
+            _check(f"{entry.where}, place {place} of 'others'", entry.key, text, file)
+            texts.append(text)
+    return found
+
+
+class _Entry(NamedTuple):
+    """A caption of a file.
+
+    Attributes:
+        where: the place in the file, where the id alone does not tell it.
+        key: what the file calls the image.
+        caption: of it.
+        others: what it has for other captions, as it is there.
+    """
+
+    where: str
+    key: Key
+    caption: str
+    others: Any
+
+
+def _entries(file: Path) -> list[_Entry]:
+    """The captions of a file, checked, in its order; there is one at least."""
+    found = [_Entry(where, key, caption, record.get("others", []))
+             for where, key, caption, record in _read(file)]
+    for entry in found:
+        _check(entry.where, entry.key, entry.caption, file)
+    if not found:
+        raise InputError("has no captions", source=file)
+    return found
+
+
+def _read(file: Path) -> list[tuple[str, Key, Any, dict[str, Any]]]:
+    """(where, id, caption, the object they are of) of each entry."""
     text = read_text(file)
     first, _, rest = text.lstrip().partition("\n")
     if rest.strip() and _is_object(first):
@@ -94,7 +149,7 @@ def _entries(file: Path) -> list[tuple[str, Key, Any]]:
         raise InputError(f"is {kind_of(data)} at the top; predictions are {LAYOUTS}", source=file)
     if any(name in data for name in IDS) and any(name in data for name in TEXTS):  # a file of one line
         return [_record("line 1", data, file)]
-    return [("", name, caption) for name, caption in data.entries]
+    return [("", name, caption, {}) for name, caption in data.entries]
 
 
 def _is_object(line: str) -> bool:
@@ -105,7 +160,7 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _record(where: str, record: Any, file: Path) -> tuple[str, Key, Any]:
+def _record(where: str, record: Any, file: Path) -> tuple[str, Key, Any, dict[str, Any]]:
     """One object of COCO results or of JSON lines."""
     if not isinstance(record, dict):
         raise InputError(f"{where} is {kind_of(record)}: of which image is it? Predictions are {LAYOUTS}", source=file)
@@ -117,7 +172,7 @@ def _record(where: str, record: Any, file: Path) -> tuple[str, Key, Any]:
         if name is None:
             raise InputError(f"{where} has no {names[0]!r} (its keys: {some(record)})", source=file)
         found.append(record[name])
-    return where, found[0], found[1]
+    return where, found[0], found[1], record
 
 
 def _check(where: str, key: Any, caption: Any, file: Path) -> None:
