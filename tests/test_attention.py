@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minivl.errors import InputError
 from minivl.nn.attention import MultiHeadAttention, attend
 from minivl.nn.cache import KVCache
-from minivl.nn.packed import packed
+from minivl.nn.packed import PAYS, packed
 
 B, H, Q, K, D_HEAD = 3, 4, 5, 7, 6
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -411,6 +411,53 @@ def test_cross_cache_keeps_chosen_images() -> None:
     x = torch.randn(4, 1, WIDTH)  # two rows for each of the kept images
     expected, _ = ours(x, context[kept].repeat_interleave(2, 0))
     torch.testing.assert_close(ours(x, context, cache=cache)[0], expected, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind, close", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("n_rows", [1, B])
+def test_packed_projections_are_one_product_and_change_nothing(n_rows: int, bias: bool, kind: torch.dtype,
+                                                               close: float) -> None:
+    ours = MultiHeadAttention(WIDTH, H, bias=bias)
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    ready, before = packed(ours), list(ours.state_dict())
+    caches = KVCache(), KVCache()
+    for step in range(PAYS + 3):  # through the layouts of one row
+        x = torch.randn(n_rows, 1 + 2 * (step == 0), WIDTH)
+        with torch.autocast("cpu", kind, kind != torch.float32):
+            rows = "all" if step % 3 == 0 else None
+            (out, weights), (expected, wanted) = (layer(x, causal=True, cache=cache, rows=rows)
+                                                  for layer, cache in zip((ready, ours), caches))
+        torch.testing.assert_close(out, expected, rtol=close, atol=close)
+        assert (weights is None) == (wanted is None) == (step % 3 > 0)
+        if weights is not None:
+            torch.testing.assert_close(weights, wanted, rtol=close, atol=close)
+    assert caches[0].length == caches[1].length == PAYS + 5
+    assert ready._together is not None and ours._together is None
+    assert list(ours.state_dict()) == list(ready.state_dict()) == before and packed(ready) is ready
+
+
+@pytest.mark.parametrize("case", ["gradients", "a hook", "one hook", "positions", "of queries", "a context"])
+def test_where_projections_stay_three(case: str) -> None:
+    ours, _ = pair()
+    if case == "one hook":
+        ours.v_proj.register_forward_hook(lambda *_: None)
+    ready = packed(ours)
+    if case == "a hook":
+        ready.k_proj.register_forward_hook(lambda module, args, out: out * 2)
+        ours.k_proj.register_forward_hook(lambda module, args, out: out * 2)
+    x, pos = torch.randn(B, Q, WIDTH), torch.randn(B, Q, WIDTH)
+    given = {"positions": {"q_pos": pos, "k_pos": pos}, "of queries": {"q_pos": pos},
+             "a context": {"context": torch.randn(B, K, WIDTH)}}.get(case, {})
+    with torch.set_grad_enabled(case == "gradients"):
+        out, expected = ready(x, **given)[0], ours(x, **given)[0]
+    torch.testing.assert_close(out, expected, **CLOSE)
+    assert ready._together is None
+    if case == "gradients":
+        out.square().sum().backward()
+        assert all(layer.weight.grad.abs().sum() > 0 for layer in (ours.q_proj, ours.k_proj, ours.v_proj))
 
 
 @torch.no_grad()

@@ -63,8 +63,9 @@ class PackedLinear(nn.Module):
             return F.linear(x, self.weight, self.bias)
         if self._turned is None:
             self._turned = self.weight.detach().t().contiguous()
-        y = x @ self._turned
-        return y if self.bias is None else y + self.bias
+        y = x.reshape(1, -1)
+        y = y @ self._turned if self.bias is None else torch.addmm(self.bias, y, self._turned)
+        return y.view(*x.shape[:-1], -1)
 
 
 def packed(module: nn.Module) -> nn.Module:
