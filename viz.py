@@ -20,7 +20,7 @@ from torch import Tensor
 import minivl
 from minivl import programs
 from minivl.data.scenes import Scenes
-from minivl.errors import InputError
+from minivl.errors import InputError, counted
 from minivl.explain.positions import position_similarity, prefix_similarity
 from minivl.files import existing_file
 from minivl.geometry import Geometry
@@ -172,7 +172,7 @@ def photos(paths: Sequence[Path], out: Path) -> list[Source]:
         if not found:
             raise InputError(f"holds no photos ({', '.join(SUFFIXES)})", source=path)
         if len(found) < len(inside):
-            log.info("%s: %d files that are no photos are left out", path, len(inside) - len(found))
+            log.info("%s: left out, as no photos: %s", path, counted(len(inside) - len(found), "file"))
         files += found
     sources: dict[str, Source] = {}
     for file in files:
@@ -427,7 +427,7 @@ def ranked(names: Sequence[str], found: Captioned, heads: Mapping[str, str], cap
             view = replace(geometry, source=word_size(geometry.source, len(drawn)))
             panels, share = word_maps(told.cross, drawn, view, told.n_prefix)
             strange = sum(label == "<UNK>" for label, _, _ in labels)
-            cut = f" · {strange} words are unknown to it" if strange else ""
+            cut = f" · {counted(strange, 'word')} unknown to it" if strange else ""
             cut += "" if told.whole and drawn == labels else f" · only the first {len(drawn)} words are drawn"
             note = f"log-probability {told.caption.logprob:.2f}{share}{cut}".replace(" -", " \N{MINUS SIGN}")
             made[source.name] = Ranked(photo, heads[source.name], texts[part.index(source)], panels, note)
@@ -465,8 +465,8 @@ def run_ranking(args: argparse.Namespace) -> None:
              for names in groups.values() for place, name in enumerate(names, 1)}
     made = ranked(list(heads), found, heads, captioner, look, precision)
     figure = ranking_sheet([(heading, [made[name] for name in names]) for heading, names in groups.items()],
-                           title=f"CLIPScore of {len(score.per_item)} captions: {score.score:.4f} in the mean",
-                           subtitle=score.signature, note=note)
+                           title=f"CLIPScore of {counted(len(score.per_item), 'caption')}: {score.score:.4f} in the "
+                                 "mean", subtitle=score.signature, note=note)
     save_figure(figure, args.out)
     for heading, names in groups.items():
         for place, name in enumerate(names, 1):

@@ -26,7 +26,7 @@ from minivl import programs
 from minivl.data.labels import read_pictures
 from minivl.data.photos import photo_batches
 from minivl.data.predictions import NUMBER
-from minivl.errors import InputError, some
+from minivl.errors import InputError, counted, some
 from minivl.files import write_json, write_text
 from minivl.images import open_photo
 from minivl.models.captioner import Caption, Captioner
@@ -79,7 +79,7 @@ def photos(folder: Path, layout: str) -> dict[str | int, Path]:
     """
     files, skipped = read_pictures(folder)
     if skipped:
-        log.info("%d files are left out: %s", len(skipped), some(skipped, 2))
+        log.info("left out: %s (%s)", counted(len(skipped), "file"), some(skipped, 2))
     found: dict[str | int, Path] = {}
     for file in files:
         key: str | int = file.stem
@@ -179,13 +179,13 @@ def main(argv: Sequence[str] | None) -> None:
     write(args.out, args.format, {key: (file, one) for (key, file), one in zip(files.items(), told)})
     empty = sum(not one.text for one in told)
     if empty:
-        log.warning("%d captions have no word at all", empty)
+        log.warning("%s no word at all", "1 caption has" if empty == 1 else f"{empty} captions have")
     changed = {field.name: getattr(options, field.name) for field in fields(Options)
                if getattr(options, field.name) != field.default or field.name in ("beams", "max_len")}
     if options.samples:
         del changed["beams"]
     programs.report(args, {"path": str(args.out), "photos": len(told), "empty": empty, "seconds": seconds, **changed},
-                    f"{args.out}: captions of {len(told)} photos in {seconds:.1f} s ("
+                    f"{args.out}: captions of {counted(len(told), 'photo')} in {seconds:.1f} s ("
                     f"{', '.join(f'{name} {value}' for name, value in changed.items())})")
 
 
