@@ -253,6 +253,20 @@ def test_without_references_the_photos_are_enough(place: Place, capsys: pytest.C
     assert "7 captions of photos of" in capsys.readouterr().out
 
 
+def test_a_clip_that_cannot_read_the_captions_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As train_p2.py refuses it as a reward: of unknown words it has a number, too, which says nothing."""
+    refused = r"clip@[0-9a-f]{8}\(fp32\): this CLIP cannot read 40 of 40 captions, such as 'two \S+ men ride"
+    strange = {name: f"two very{number} men ride along some beach" for number, name in enumerate(NAMES)}
+    place.write("strange.json", strange)
+    place.write("strange_refs.json", {name: [text] for name, text in strange.items()})
+    with monkeypatch.context() as patch:
+        patch.setattr("minivl.train.clip_judge.image_features", lambda *_, **__: pytest.fail("photos were encoded"))
+        for files in ({"pred": "strange.json", "refs": None}, {"refs": "strange_refs.json"}):
+            with pytest.raises(InputError, match=refused):
+                place.run(*place.clip(), **files)  # type: ignore[arg-type]
+    place.run(*place.clip(), pred="strange.json")  # people say other things of these photos: the captions are bad
+
+
 def test_photos_are_found_by_stem_and_in_folders(place: Place) -> None:
     text, options = references("karpathy")  # val2014/name.png
     place.write("refs.json", text)
@@ -385,7 +399,7 @@ def test_diversity_alone_compares_captions_of_the_same_ids(place: Place, capsys:
 
 def test_photos_alone_are_compared_of_the_same_images(place: Place) -> None:
     """Of the photos that have a caption here, each needs one there."""
-    few = place.write("few.json", {name: OTHERS[name] for name in NAMES[:9]})
+    few = place.write("few.json", {name: REFERENCES[name][0] for name in NAMES[:9]})
     with pytest.raises(InputError, match="few.json: does not fit .*pred.json: images without a caption: 31"):
         place.run(*place.clip(), "--compare", few, refs=None)
     place.run(*place.clip(), "--compare", few, "--partial", refs=None)
