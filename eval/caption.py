@@ -32,7 +32,7 @@ from minivl.images import open_photo
 from minivl.models.captioner import Caption, Captioner
 from minivl.models.vit import ViT
 from minivl.search import Options
-from minivl.search.arguments import add_options, options_of
+from minivl.search.arguments import add_options, as_typed, options_of
 from minivl.train.loop import autocast
 
 log = logging.getLogger("caption")
@@ -172,9 +172,10 @@ def main(argv: Sequence[str] | None) -> None:
         raise InputError(f"--compile makes a graph for pictures of one size, and {args.weights} takes them in any: "
                          "leave it out")
     options = options_of(args, max(1, min(model.longest, model.config.decoder.max_len - 1 - prefix)))
-    model.caption([], **vars(options))  # words that it has not, and the like, before any photo is opened
     began = time.perf_counter()
-    told = list(captions(model if args.compile else model.ready(), list(files.values()), options, args))
+    with as_typed():
+        model.caption([], **vars(options))  # words that it has not, and the like, before any photo is opened
+        told = list(captions(model if args.compile else model.ready(), list(files.values()), options, args))
     seconds = time.perf_counter() - began
     write(args.out, args.format, {key: (file, one) for (key, file), one in zip(files.items(), told)})
     empty = sum(not one.text for one in told)
