@@ -360,7 +360,8 @@ def test_what_a_training_leaves_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(minivl.InputError) as caught:
         minivl.load(run / "checkpoint.safetensors")
     assert str(caught.value) == (f"{run / 'checkpoint.safetensors'}: is the state of a training, which --resume goes "
-                                 "on from, and holds no whole model: give best.safetensors or last.safetensors beside it")
+                                 "on from, and holds no whole model: "
+                                 "give best.safetensors or last.safetensors beside it")
     assert minivl.load(run / "best.safetensors").kind == "captioner"
     (run / "model.safetensors").write_bytes(b"")
     assert loading.find_weights(run) == run  # as the hub has them, whatever else lies there
