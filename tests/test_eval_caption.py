@@ -283,6 +283,17 @@ def test_a_forbidden_word_that_is_unknown_is_told_once(place: Place, caplog: pyt
     assert told.startswith("forbidden: 'cat' is not in the vocabulary of ")
 
 
+@pytest.mark.parametrize("options", [[], ["--samples", 1]])
+def test_damaged_weights_are_named(options: list[object], place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    with torch.no_grad():
+        place.model.proj.weight[0, 0] = torch.nan
+    minivl.save(place.model, place.weights)
+    with pytest.raises(InputError, match="log-probabilities that are nan: its weights are damaged, or too coarsely"):
+        place.run(*options)
+    assert f"{place.weights}: 1 tensors hold nan or infinite values: proj.weight" in caplog.messages
+    assert not place.out.exists()
+
+
 def test_weights_that_say_nothing(place: Place, tmp_path: Path) -> None:
     minivl.save(captioner(), place.weights)
     with pytest.raises(InputError, match="captioner.safetensors: has no tokenizer"):

@@ -37,6 +37,9 @@ class Steps(Protocol):
         ...
 
 
+NOT_NUMBERS = "the model gives log-probabilities that are nan: its weights are damaged, or too coarsely multiplied"
+
+
 class NothingFound(InputError):
     """No sequence meets what is wished of a search.
 
