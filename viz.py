@@ -20,7 +20,7 @@ from torch import Tensor
 import minivl
 from minivl import programs
 from minivl.data.scenes import Scenes
-from minivl.errors import InputError
+from minivl.errors import InputError, counted
 from minivl.explain.positions import position_similarity, prefix_similarity
 from minivl.files import existing_file
 from minivl.geometry import Geometry
@@ -39,6 +39,8 @@ from minivl.plotting.history import history_plot
 from minivl.plotting.positions import positions_plot
 from minivl.plotting.ranking import MOST_WORDS, Ranked, ranking_sheet, word_size
 from minivl.plotting.sheet import panel_size
+from minivl.search import BEAMS, Options
+from minivl.search.arguments import as_typed, options_of
 from minivl.text.tokenizer import Tokenizer
 from minivl.train.clip_features import clip_name, load_clip
 from minivl.train.clip_judge import ClipJudge
@@ -51,6 +53,7 @@ from minivl.train.telling import tell
 SHIPPED, SHIPPED_CLIP = "scenes-captioner", "scenes-clip"
 SCENES_START = 20_000_000  # no scene from here on is trained or validated on
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+SCENES_DRAWN = 6  # of viz.py caption
 SCENES_RANKED = 60  # scenes among which the best and the worst captions are looked for
 MOST_PAIRS = 20  # of best and of worst captions in one picture
 TOGETHER = 16  # photos of a batch
@@ -70,7 +73,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     caption.add_argument("images", nargs="*", metavar="IMAGE", type=Path, help="photos, or folders of photos")
     caption.add_argument("--weights", help=f"a captioner (without photos {SHIPPED}, which is shipped)")
     caption.add_argument("--out", type=Path, default=Path("runs/viz"), help="folder of the pictures")
-    caption.add_argument("--scenes", type=int, default=6, help="how many to draw, where no photos are given")
+    caption.add_argument("--scenes", type=int, help=f"how many to draw, where no photos are given (without it: "
+                         f"{SCENES_DRAWN})")
     caption.add_argument("--beams", type=int, default=3, help="of the search; 1 is greedy")
     caption.add_argument("--max-len", type=int, help="longest caption in tokens, the end token counted "
                          "(without it: 30, or what the decoder has room for)")
@@ -107,6 +111,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         command.add_common(idle=("device", "precision", "seed", "workers"))
     args = parser.parse_args(argv)
     programs.check_common(args)
+    folder = args.command in ("caption", "attention")  # else one picture
+    if args.out.is_dir() and not folder:
+        raise InputError(f"--out {args.out}: it is a folder, name a picture (.png)")
+    programs.check_place("--out", args.out, folder=folder)
     return args
 
 
@@ -172,7 +180,7 @@ def photos(paths: Sequence[Path], out: Path) -> list[Source]:
         if not found:
             raise InputError(f"holds no photos ({', '.join(SUFFIXES)})", source=path)
         if len(found) < len(inside):
-            log.info("%s: %d files that are no photos are left out", path, len(inside) - len(found))
+            log.info("%s: left out, as no photos: %s", path, counted(len(inside) - len(found), "file"))
         files += found
     sources: dict[str, Source] = {}
     for file in files:
@@ -227,10 +235,8 @@ def shown(geometry: Geometry, panels: int) -> Geometry:
 
 # -- models --------------------------------------------------------------------------------------------------
 
-def load(weights: str, out: Path, device: torch.device) -> Model:
-    """A model that pictures can be made with; `out` is checked, too, before anything is computed."""
-    if out.exists() and not out.is_dir():
-        raise InputError("--out is a file, a folder is needed", source=out)
+def load(weights: str, device: torch.device) -> Model:
+    """A model that pictures can be made with."""
     model = minivl.load(weights).to(device).float()  # programs compute in float32, or by autocast
     if model.preprocessing is None:
         raise InputError("its preprocessing is unknown, so photos cannot be given to it: name the file after "
@@ -363,19 +369,25 @@ def run_caption(args: argparse.Namespace) -> None:
     """Captions with a picture each."""
     if args.images and not args.weights:
         raise InputError("--weights is missing: which captioner shall see these photos?")
+    if args.images and args.scenes is not None:
+        raise InputError("--scenes: photos are given; give one of the two")
+    options_of(args, Options.max_len)  # what cannot be is said before anything is read
     sources = photos(args.images, args.out)
     weights, device = args.weights or SHIPPED, programs.device_of(args.device)
-    model = captioner_of(load(weights, args.out, device), weights)
+    model = captioner_of(load(weights, device), weights)
     look, decoder = look_of(model, weights, args.layer, args.heads), model.config.decoder
-    max_len = model.longest if args.max_len is None else args.max_len
+    options = options_of(args, model.longest)
+    with as_typed():
+        model.caption([], **vars(options))
     assert model.preprocessing is not None  # `load` saw to it
-    sources = sources or scenes(args.scenes, args.seed, model.preprocessing.size[0], args.out)
+    count = SCENES_DRAWN if args.scenes is None else args.scenes
+    sources = sources or scenes(count, args.seed, model.preprocessing.size[0], args.out)
     note = look_note(look, model)
     for part, opened, images, geometries in batches(sources, model):
         record = AttnRecord(sites=("cross",), layers=[look.layer], heads=look.heads)
         with autocast(device, programs.precision_of(args.precision, device)):
             memory = model.encode(images.to(device))
-            captions = model.caption(memory, beams=args.beams, max_len=max_len)
+            captions = model.caption(memory, **vars(options))
             # without its last id, which chooses nothing, a caption of full length fits into the decoder, too
             model.replay(None, [caption.ids[:-1] for caption in captions], attn=record, memory=memory)
         cross = record["cross", look.layer].mean(1).float().cpu()  # (B, T, N)
@@ -406,6 +418,9 @@ def check_ranking(args: argparse.Namespace) -> None:
         raise InputError("--scenes: photos are given with --images; give one of the two")
     if args.predictions and args.beams is not None:
         raise InputError("--beams: the captions are given with --predictions, none is searched for")
+    if args.beams is not None:
+        with as_typed():
+            Options(beams=args.beams)
     if args.images and not args.weights and not (args.layer is None and args.heads is None):
         raise InputError("--layer, --heads: without --weights there is no captioner whose attention could be drawn")
 
@@ -427,7 +442,7 @@ def ranked(names: Sequence[str], found: Captioned, heads: Mapping[str, str], cap
             view = replace(geometry, source=word_size(geometry.source, len(drawn)))
             panels, share = word_maps(told.cross, drawn, view, told.n_prefix)
             strange = sum(label == "<UNK>" for label, _, _ in labels)
-            cut = f" · {strange} words are unknown to it" if strange else ""
+            cut = f" · {counted(strange, 'word')} unknown to it" if strange else ""
             cut += "" if told.whole and drawn == labels else f" · only the first {len(drawn)} words are drawn"
             note = f"log-probability {told.caption.logprob:.2f}{share}{cut}".replace(" -", " \N{MINUS SIGN}")
             made[source.name] = Ranked(photo, heads[source.name], texts[part.index(source)], panels, note)
@@ -442,7 +457,7 @@ def run_ranking(args: argparse.Namespace) -> None:
     precision = programs.precision_of(args.precision, device)
     weights, captioner, look, note = args.weights or (None if args.images else SHIPPED), None, None, None
     if weights:
-        captioner = captioner_of(load(weights, args.out.parent, device), weights)
+        captioner = captioner_of(load(weights, device), weights)
         look = look_of(captioner, weights, args.layer, args.heads)
         note = f"{look_note(look, captioner)} of {Path(weights).name}, which was told these captions word by word"
     clip_weights = args.clip or SHIPPED_CLIP
@@ -454,8 +469,9 @@ def run_ranking(args: argparse.Namespace) -> None:
         photos = photos_of(args.images) if args.images else {
             source.name: source.open() for source in scenes(SCENES_RANKED if args.scenes is None else args.scenes,
                                                             args.seed, captioner.preprocessing.size[0], args.out)}
-        found = say_captions(captioner, photos, 3 if args.beams is None else args.beams, precision=precision,
-                             progress=programs.progress)
+        with as_typed():
+            found = say_captions(captioner, photos, BEAMS if args.beams is None else args.beams, precision=precision,
+                                 progress=programs.progress)
     judge = ClipJudge(clip, found.photos, {}, preset=args.clip_preset, model=clip_name(clip, clip_weights, precision),
                       precision=precision, workers=args.workers, progress=programs.progress)
     score = judge.scores(found.captions)["clip_score"]
@@ -465,8 +481,8 @@ def run_ranking(args: argparse.Namespace) -> None:
              for names in groups.values() for place, name in enumerate(names, 1)}
     made = ranked(list(heads), found, heads, captioner, look, precision)
     figure = ranking_sheet([(heading, [made[name] for name in names]) for heading, names in groups.items()],
-                           title=f"CLIPScore of {len(score.per_item)} captions: {score.score:.4f} in the mean",
-                           subtitle=score.signature, note=note)
+                           title=f"CLIPScore of {counted(len(score.per_item), 'caption')}: {score.score:.4f} in the "
+                                 "mean", subtitle=score.signature, note=note)
     save_figure(figure, args.out)
     for heading, names in groups.items():
         for place, name in enumerate(names, 1):
@@ -485,7 +501,7 @@ def run_attention(args: argparse.Namespace) -> None:
     """The [class] row of a layer of the encoder, a picture per photo."""
     sources = photos(args.images, args.out)
     device = programs.device_of(args.device)
-    model = load(args.weights, args.out, device)
+    model = load(args.weights, device)
     vit = encoder_of(model)
     if not isinstance(vit, ViT) or not vit.config.class_token:
         raise InputError("this encoder has no [class] token, whose attention is drawn here",

@@ -26,12 +26,12 @@ from minivl import programs
 from minivl.data.labels import read_pictures
 from minivl.data.photos import photo_batches
 from minivl.data.predictions import Key
-from minivl.errors import InputError, some
+from minivl.errors import InputError, counted, some
 from minivl.images import open_photo
 from minivl.models.captioner import Caption, Captioner
 from minivl.models.vit import ViT
 from minivl.search import Options
-from minivl.search.arguments import add_options, options_of
+from minivl.search.arguments import add_options, as_typed, options_of
 from minivl.train.loop import autocast
 
 log = logging.getLogger("caption")
@@ -71,7 +71,7 @@ def photos(folder: Path, layout: str) -> dict[Key, Path]:
     """
     files, skipped = read_pictures(folder)
     if skipped:
-        log.info("%d files are left out: %s", len(skipped), some(skipped, 2))
+        log.info("left out: %s (%s)", counted(len(skipped), "file"), some(skipped, 2))
     found: dict[Key, Path] = {}
     for file in files:
         key = key_of(file.stem, layout, file)
@@ -148,21 +148,22 @@ def main(argv: Sequence[str] | None) -> None:
         raise InputError(f"--compile makes a graph for pictures of one size, and {args.weights} takes them in any: "
                          "leave it out")
     options = options_of(args, max(1, min(model.longest, model.config.decoder.max_len - 1 - prefix)))
-    model.caption([], **vars(options))  # words that it has not, and the like, before any photo is opened
     began = time.perf_counter()
-    told = list(captions(model if args.compile else model.ready(), list(files.values()), options, args))
+    with as_typed():
+        model.caption([], **vars(options))  # words that it has not, and the like, before any photo is opened
+        told = list(captions(model if args.compile else model.ready(), list(files.values()), options, args))
     seconds = time.perf_counter() - began
     write_captions(args.out, args.format, {key: one.text or "" for key, one in zip(files, told)},
                    [detail(file, one) for file, one in zip(files.values(), told)])
     empty = sum(not one.text for one in told)
     if empty:
-        log.warning("%d captions have no word at all", empty)
+        log.warning("%s no word at all", "1 caption has" if empty == 1 else f"{empty} captions have")
     changed = {field.name: getattr(options, field.name) for field in fields(Options)
                if getattr(options, field.name) != field.default or field.name in ("beams", "max_len")}
     if options.samples:
         del changed["beams"]
     programs.report(args, {"path": str(args.out), "photos": len(told), "empty": empty, "seconds": seconds, **changed},
-                    f"{args.out}: captions of {len(told)} photos in {seconds:.1f} s ("
+                    f"{args.out}: captions of {counted(len(told), 'photo')} in {seconds:.1f} s ("
                     f"{', '.join(f'{name} {value}' for name, value in changed.items())})")
 
 

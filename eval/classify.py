@@ -23,7 +23,7 @@ from eval.photos import (UNLABELLED, Classes, add_options, check_options, labels
 from minivl import programs
 from minivl.data.labels import ClassTable, find_table, read_table, table_of
 from minivl.data.photos import photo_batches
-from minivl.errors import InputError, some
+from minivl.errors import InputError, counted, some
 from minivl.files import read_header
 from minivl.loading import HEADER_KEY, find_weights, read_own
 from minivl.metrics.classification import top_k
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None) -> None:
     write_predictions(args.out, [(name, words[output]) for name, output in zip(photos.names, found.predicted.tolist())])
     without = "" if labels is not None or args.unlabelled else " (no labels in their names, hence no scores)"
     programs.report(args, {"path": str(args.out), "photos": len(photos.files), "labelled": labels is not None},
-                    f"{args.out}: the classes of {len(photos.files)} photos{without}")
+                    f"{args.out}: the classes of {counted(len(photos.files), 'photo')}{without}")
     if labels is not None and found.top5 is not None:
         print_scores(args, found.predicted, found.top5, labels, classes)
 

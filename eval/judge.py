@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minivl import programs
 from minivl.data.captions import CaptionSet, read_captions
 from minivl.data.predictions import Key, faults, match, read_predictions, told
-from minivl.errors import InputError, some
+from minivl.errors import InputError, counted, some
 from minivl.images import Photo
 from minivl.metrics.bleu import bleu
 from minivl.metrics.cider import cider
@@ -36,8 +36,9 @@ class Images:
         names: file names.
         ids: file name -> id in the references.
         references: file name -> what people wrote; empty without references.
-        source: the file of references, or the folder of photos.
+        source: the file of references, or the folder of photos; "" where captions are all there is.
         split: of that file.
+        whole: whether a caption is needed of each of them; of a folder of photos captions may be of a part.
     """
 
     names: tuple[str, ...]
@@ -45,6 +46,7 @@ class Images:
     references: Mapping[str, list[str]]
     source: str
     split: str = ""
+    whole: bool = True
 
 
 class Captions(NamedTuple):
@@ -64,9 +66,12 @@ class Captions(NamedTuple):
 
 
 def images_of(args: argparse.Namespace, photos: Mapping[str, Photo]) -> Images:
-    """Those of --references, or else the photos themselves."""
+    """Those of --references, else the photos themselves, else whatever the predictions say that they are of."""
+    if args.references is None and args.images is None:
+        ids = {str(key): key for key in read_predictions(args.predictions).captions}
+        return Images(tuple(ids), ids, {}, "")
     if args.references is None:
-        return Images(tuple(photos), {}, {}, str(args.images))
+        return Images(tuple(photos), {}, {}, str(args.images), whole=False)
     read: CaptionSet = read_captions(args.references, split=args.split)
     return Images(read.images, read.ids, read.references(), read.source, read.split)
 
@@ -75,19 +80,29 @@ def captions_of(path: Path, images: Images, partial: bool) -> Captions:
     """The captions of a file of predictions, by image.
 
     Raises:
-        InputError: what `read_predictions` and `match` refuse; without `partial` also images without a caption,
-            captions of no image or twice of one, and empty captions. Photos without a caption are none of these
-            where there are no references.
+        InputError: what `read_predictions` and `match` refuse; without `partial` also images without a caption (if
+            one is needed of each), captions of no image or twice of one, and empty captions.
     """
     read = read_predictions(path)
-    matched = match(read.captions, images.names, images.ids, predictions=str(path), references=images.source)
+    matched = match(read.captions, images.names, images.ids, predictions=str(path),
+                    references=images.source or "the predictions")
     wrong = faults(read, matched)
-    if not images.references:
+    if not images.whole:
         wrong.pop("missing", None)
     if wrong and not partial:
-        raise InputError(f"does not fit {images.source}: {told(wrong)}; --partial scores what there is, "
-                         f"{len(matched.keys)} images", source=path)
+        place = f"does not fit {images.source}" if images.source else "does not have one caption of each image"
+        raise InputError(f"{place}: {told(wrong)}; --partial scores what there is, "
+                         f"{counted(len(matched.keys), 'image')}", source=path)
     return Captions({name: read.captions[key] for name, key in matched.keys.items()}, matched.keys, wrong, str(path))
+
+
+def others_of(images: Images, captions: Captions) -> Images:
+    """The images that captions to be compared with these must be of: with references all, else those of these."""
+    if images.references:
+        return images
+    names = tuple(captions.captions)
+    return replace(images, names=names, ids={name: images.ids[name] for name in names if name in images.ids},
+                   source=captions.source, whole=True)
 
 
 def only(captions: Captions, names: Mapping[str, Any]) -> Captions:
@@ -160,5 +175,5 @@ class Judge:
             varied = distinct(captions, self._training, tokenize=args.tokens)
             for name in ("distinct_1", "distinct_2", "different", "vocabulary", "novel"):
                 if (value := getattr(varied, name)) is not None:
-                    found[name] = Score(value, {}, varied.signature)  # of all captions together, of none alone
+                    found[name] = Score(value, {}, varied.signature_of(name))  # of all captions, of none alone
         return found | (self._clip.scores(captions) if self._clip else {})

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.judge import LABELS, METRICS, Captions, Images, Judge, captions_of, images_of, only
+from eval.judge import LABELS, METRICS, Captions, Images, Judge, captions_of, images_of, only, others_of
 from minivl import programs
 from minivl.data.predictions import told
-from minivl.errors import InputError, some
+from minivl.errors import InputError, counted, some
 from minivl.files import read_json, undamaged, write_json
 from minivl.metrics.clipscore import PRESETS
 from minivl.metrics.compare import Comparison, compare
@@ -33,7 +33,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--predictions", type=Path,
                         help='captions: JSON {"file name": "caption"}, COCO results or JSON lines')
     parser.add_argument("--references", type=Path, help="what people wrote: COCO or Karpathy JSON, JSON "
-                        '{"file name": ["caption", ...]} or a Flickr token file; without it only what needs none')
+                        '{"file name": ["caption", ...]} or a Flickr token file; without it only what needs none: '
+                        "diversity and, with --images and --clip, CLIPScore")
     parser.add_argument("--split", help="of the references, where the file has several, such as test")
     parser.add_argument("--partial", action="store_true", help="score what there is where images and captions do not "
                         "fit each other, and tell how many are left out")
@@ -67,7 +68,6 @@ def check(args: argparse.Namespace) -> None:
             ("images", "clip", "which CLIP shall see these photos?"), ("clip", "images", "what shall this CLIP see?"),
             ("clip_preset", "clip", "it is a preset of CLIPScore"), ("split", "references", "it is a split of them"),
             ("df", "references", "CIDEr is a score against references"), ("save_df", "references", "it counts in them"),
-            ("metrics", "references", "without them there are diversity and, with --images and --clip, CLIPScore"),
             ("training_split", "training", "it is a split of these captions"),
             ("training", "predictions", "they are compared with these"),
             ("compare", "predictions", "they are compared with these"), ("clip", "predictions", "it scores them"),
@@ -76,9 +76,13 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"--{option.replace('_', '-')} needs --{needed}: {reason}")
     if args.predictions is None and args.save_df is None:
         raise InputError("--predictions is missing: which captions shall be scored?")
-    if args.references is None and args.clip is None:
+    needing = [metric for metric in args.metrics or () if metric != "diversity"]
+    if args.references is None and needing:
+        raise InputError(f"--metrics needs --references for {some(needing)}: without them there are diversity and, "
+                         "with --images and --clip, CLIPScore")
+    if args.references is None and not (args.clip or args.metrics or args.training):
         raise InputError("--references is missing: captions are scored against what people wrote (or, with --images "
-                         "and --clip, against the photos alone)")
+                         "and --clip, against the photos alone; --metrics diversity needs neither)")
     args.metrics = tuple(args.metrics or (USUAL if args.references else ("diversity",)))
     if args.df is not None and not {"cider-d", "cider"} & {*args.metrics}:
         raise InputError("--df: no CIDEr is asked for with --metrics")
@@ -132,7 +136,7 @@ def read_scores(path: Path, names: Sequence[str]) -> dict[str, Score]:
     with undamaged(path):
         per_image = data["per_image"]
         if apart := sorted({*names} ^ {*per_image}):
-            raise InputError(f"is of {len(per_image)} images, not of these {len(names)}; on one side only: "
+            raise InputError(f"is of {counted(len(per_image), 'image')}, not of these {len(names)}; on one side only: "
                              f"{some(map(repr, apart), 3)} (give its predictions, with --partial)", source=path)
         saved = {name: Score(one["score"] + 0, {image: per_image[image][name] for image in names
                                                 if name in per_image[image]}, str(one["signature"]))
@@ -159,8 +163,9 @@ def check_saved(name: str, score: Score, names: Sequence[str]) -> None:
 def print_scores(args: argparse.Namespace, captions: Captions, images: Images, scores: Mapping[str, Score]) -> None:
     """A line per number, with its signature."""
     count = sum(len(images.references[name]) for name in captions.captions if images.references)
-    head = f"{captions.source}: {len(captions.captions)} captions"
-    head += f", {count} references of {images.source}" if count else f" of photos of {images.source}"
+    head = f"{captions.source}: {counted(len(captions.captions), 'caption')}"
+    head += (f", {counted(count, 'reference')} of {images.source}" if count else
+             f" of photos of {images.source}" if images.source else "")
     if captions.left_out:
         head += f"\nscored with --partial; {told(captions.left_out)}"
     programs.report(args, {"predictions": captions.source, "references": images.source,
@@ -243,7 +248,9 @@ def main(argv: Sequence[str] | None) -> None:
         return
     ours = captions_of(args.predictions, images, args.partial)
     saved = args.compare is not None and is_scores(args.compare)
-    theirs = captions_of(args.compare, images, args.partial) if args.compare is not None and not saved else None
+    theirs = None
+    if args.compare is not None and not saved:
+        theirs = captions_of(args.compare, others_of(images, ours), args.partial)
     if theirs is not None:
         ours, theirs = only(ours, theirs.captions), only(theirs, ours.captions)
         if not ours.captions:

@@ -23,7 +23,7 @@ from eval.photos import (Classes, Photos, add_options, check_options, labels_of,
                          write_predictions)
 from minivl import programs
 from minivl.data.labels import ClassTable, find_table, read_table
-from minivl.errors import InputError, some
+from minivl.errors import InputError, counted, some
 from minivl.images import open_photo
 from minivl.metrics.bootstrap import percentiles
 from minivl.metrics.classification import top_k
@@ -243,7 +243,7 @@ def draw(args: argparse.Namespace, photos: Photos, shares: Tensor, labels: Seque
         row.tolist(), [spoken(name) for name in classes.names], None if labels is None else labels[place]))
         for row, place in zip(shares, shown)]
     title = (f"{len(shown)} of {len(photos.files)} photos" if len(shown) < len(photos.files) else
-             f"{len(shown)} photos") + ", zero-shot"
+             counted(len(shown), "photo")) + ", zero-shot"
     save_figure(top5_sheet(guesses, title=title, note=note), args.top5)
     programs.report(args, {"picture": str(args.top5), "shown": [photos.names[place] for place in shown]},
                     f"picture: {args.top5}")
@@ -268,7 +268,7 @@ def main(argv: Sequence[str] | None) -> None:
         " (no labels in the names of these files or of the folders they lie in, hence no scores)")
     programs.report(args, {"path": str(args.out), "photos": len(photos.files), "labelled": labels is not None,
                            "signature": signature},
-                    f"{args.out}: the classes of {len(photos.files)} photos{several}{without}\n{signature}")
+                    f"{args.out}: the classes of {counted(len(photos.files), 'photo')}{several}{without}\n{signature}")
     if len(templates) > 1:
         print_templates(args, found, labels, templates)
     if labels is not None and found.top5 is not None:

@@ -34,10 +34,20 @@ def some(names: object, limit: int = 8) -> str:
     return head if len(listed) <= limit else f"{head} and {len(listed) - limit} more"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``"1 caption"``, ``"2 captions"``; the plural is the noun and an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def quoted(text: str, limit: int = 60) -> str:
+    """A text in quotes, bounded, and closed even where it is cut: ``'a dog on a...'``."""
+    return repr(text if len(text) <= limit else text[:limit - 3] + "...")
+
+
 def kind_of(value: object) -> str:
     """What a value of a JSON file is, in words and bounded: "a list", "the string 'dog'"."""
     if isinstance(value, str):
-        return f"the string {value if len(value) <= 60 else value[:57] + '...'!r}"
+        return f"the string {quoted(value)}"
     kinds = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number",
              type(None): "null"}
     return next((name for kind, name in kinds.items() if isinstance(value, kind)), type(value).__name__)

@@ -40,6 +40,7 @@ __all__ = ["FAMILIES", "Conversion", "Model", "convert", "create", "find_weights
 MODELS: dict[type, type[Model]] = {ViTConfig: ViT, CLIPConfig: CLIP, CaptionerConfig: Captioner}
 KINDS: dict[str, type[Model]] = {model.kind: model for model in MODELS.values()}
 HEADER_KEY, FORMAT = "minivl", 1
+OF_A_RUN = ("best.safetensors", "last.safetensors")  # weights in the folder of a training; see `minivl.train.run`
 PICKLED = (".pth", ".pt", ".bin", ".npz", ".ckpt")
 
 logger = logging.getLogger(__name__)
@@ -138,8 +139,9 @@ def load(source: str | os.PathLike[str], *, name: str | None = None, num_classes
         A `ViT`, `CLIP` or `Captioner`.
 
     Raises:
-        InputError: no such file, name or hub id; a file that is no safetensors; tensors that do not fit, all of
-            them listed; heads, activation or eps that neither file nor name tell; a failed verification.
+        InputError: no such file, name or hub id; a file that is no safetensors; a training's folder or state; tensors
+            that do not fit, all of them listed; heads, activation or eps that neither file nor name tell; a failed
+            verification.
     """
     path = find_weights(source)
     if path.is_dir():
@@ -162,6 +164,11 @@ def _from_file(path: Path, verify: bool, name: str | None) -> Model:
     state, metadata = read_tensors(path)
     if HEADER_KEY in metadata:
         return _own(state, metadata[HEADER_KEY], path, verify)
+    if "training" in metadata:
+        there = [name for name in OF_A_RUN if path.with_name(name).is_file()]
+        raise InputError("is the state of a training, which --resume goes on from, and holds no whole model: "
+                         + (f"give {' or '.join(there)} beside it" if there else f"{OF_A_RUN[0]} will lie beside it "
+                            "when its weights have been evaluated for the first time"), source=path)
     if verify:
         raise InputError("carries no sha256 to verify: it was not written by minivl.save", source=path)
     try:
@@ -331,12 +338,15 @@ def find_weights(source: str | os.PathLike[str]) -> Path:
     """The file or folder of a path, of a shipped name, of a preset or of a hub id (which is downloaded).
 
     Raises:
-        InputError: there is none; shipped names are listed.
+        InputError: there is none (shipped names are listed), or it is the folder of a training, which has several.
     """
     path = Path(source)
     if path.is_file():
         return path
     if path.is_dir():
+        of_run = [name for name in OF_A_RUN if (path / name).is_file()]
+        if of_run and not any((path / name).is_file() for name in hub.WEIGHTS):
+            raise InputError(f"is the folder of a training: give {' or '.join(of_run)} in it", source=path)
         if not any((path / name).is_file() for name in hub.DESCRIPTIONS):
             raise InputError("is a folder without a config.json; a .safetensors file is needed", source=path)
         return path

@@ -71,9 +71,12 @@ def check_common(args: argparse.Namespace) -> None:
         raise InputError(f"--seed {args.seed}: give a number from 0 to {2 ** 31 - 1}")
 
 
-def check_place(option: str, path: Path) -> None:
-    """Raise InputError where nothing can be written at `path`, before any work is done for it."""
-    nearest = next(one for one in path.absolute().parents if one.exists())
+def check_place(option: str, path: Path, *, folder: bool = False) -> None:
+    """Raise InputError where no file, or no `folder`, can be written at `path`, before any work is done for it."""
+    if path.is_file() and folder:
+        raise InputError(f"{option} {path}: it is a file, a folder is needed")
+    around = path.absolute()
+    nearest = next(one for one in (*[around] * folder, *around.parents) if one.exists())
     if not nearest.is_dir():
         raise InputError(f"{option} {path}: {nearest} is a file, no folder can be made there")
     if not os.access(nearest, os.W_OK | os.X_OK):

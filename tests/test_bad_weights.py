@@ -150,6 +150,12 @@ def test_values_that_are_no_numbers(value: float, tmp_path: Path, caplog: pytest
                                "blocks.1.mlp.fc1.weight"]
     state, config = source(tmp_path)
     state["blocks.1.mlp.fc1.weight"][3, 2] = value
+    folder = _folder(tmp_path / "theirs")
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_bytes(config.read_bytes())
+    caplog.clear()
+    minivl.load(folder)  # of another library: named, too
+    assert caplog.messages == [f"{folder}: 1 tensors hold nan or infinite values: blocks.1.mlp.fc1.weight"]
     save_file(state, tmp_path / "theirs.safetensors")
     line = ends(convert.main, capsys, tmp_path / "theirs.safetensors", tmp_path / "out.safetensors", "--config", config)
     assert "1 of its tensors hold nan or infinite values: blocks.1.mlp.fc1.weight" in line

@@ -421,6 +421,35 @@ def test_mistakes_of_forward_and_replay() -> None:
     assert not computed  # refused before any compute
 
 
+def test_wishes_that_no_caption_meets_are_named_as_they_were_given() -> None:
+    model, images = speaking(), pictures()
+    for word, n in (("dog dog", 1), ("red dog a red dog", 2)):
+        with pytest.raises(InputError, match=f"required='{word}' says the same twice, .* no_repeat_ngram={n} rules"):
+            model.caption([], max_len=9, required=["hill", word], no_repeat_ngram=n)  # before there is an image
+        found = model.caption(images, max_len=9, required=[word], no_repeat_ngram=n + 1 + (n == 2))
+        assert all(word in (one.text or "") for one in found)
+    with pytest.raises(InputError) as caught:
+        model.caption(images, max_len=9, required=["red dog", "two dog"], no_repeat_ngram=1, min_len=3)
+    assert str(caught.value) == ("image 0: no caption was found that meets required='red dog', required='two dog', "
+                                 "min_len=3, no_repeat_ngram=1 within max_len=9: leave out one, or give more room or "
+                                 "more beams")
+    decoder = model.config.decoder
+    ids = [(id,) for id in range(decoder.vocab_size) if id != decoder.eos_id]
+    with pytest.raises(InputError, match=r"^image 0: no caption was found that meets forbidden=\(0,\), .* more room$"):
+        model.caption(images, max_len=9, samples=2, forbidden=ids, min_len=3)
+
+
+def test_a_forbidden_word_that_is_never_said_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    model, images = speaking(), pictures(3)
+    model.caption(images, max_len=5, forbidden=["dgo", "dog", "red cat"], batch_size=1)
+    model.caption(images, max_len=5, forbidden=["dgo", "hill"])
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.split(" is not in the vocabulary of ")[0] for line in told] == ["forbidden: 'dgo'",
+                                                                                 "forbidden: 'red cat'"]
+    speaking().caption(images, max_len=5, forbidden=["dgo"])
+    assert len(caplog.records) == 3  # of another captioner
+
+
 def test_mistakes_of_caption(tmp_path: Path) -> None:
     model, images = captioner(), pictures()
     (tmp_path / "text.jpg").write_text("no picture")
@@ -430,6 +459,9 @@ def test_mistakes_of_caption(tmp_path: Path) -> None:
         ("batch_size", {"batch_size": -1}), ("vocabulary has only 11", {"beams": 12}), ("beam;", {"beam": 3}),
         ("beams=2 with samples=3", {"beams": 2, "samples": 3}), ("numbers", {"numbers": [1], "samples": 2}),
         ("numbers", {"numbers": [1, -1], "samples": 2}), ("13 text positions", {"prefix": (4, 5), "max_len": 10}),
+        ("max_len=10 tokens and <BOS> and the 2 of the prefix need .* has 12, give at most 9$",
+         {"prefix": (4, 5), "max_len": 10}), ("prefix=.* need 12 text positions, .* has 12: .*none for a caption",
+                                              {"prefix": (4,) * 11}),
         ("prefix.*from 0 to 10", {"prefix": (4, 11)}), ("no tokenizer", {"prefix": "a dog"}),
         ("forbidden: 'dog'.*no tokenizer", {"forbidden": ["dog"]}), ("required.*no tok", {"required": ["dog"]}),
         ("forbidden.*from 0 to 10", {"forbidden": [4]}), ("required.*from 0", {"required": [()]}),

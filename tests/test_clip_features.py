@@ -18,7 +18,7 @@ from minivl.models.clip import CLIP, CLIPConfig, TextConfig
 from minivl.models.vit import ViTConfig
 from minivl.text.tokenizer import Tokenizer
 from minivl.train import clip_features
-from minivl.train.clip_features import clip_name, image_features, load_clip, text_features
+from minivl.train.clip_features import check_reads, clip_name, image_features, load_clip, text_features
 
 WORDS = Tokenizer.train([f"word{number} again" for number in range(30)])
 
@@ -98,3 +98,20 @@ def test_a_name_tells_what_decides_a_feature(tmp_path: Path) -> None:
     assert len(others) == 4
     hub = clip_name(clip(), "openai/clip-vit-base-patch32")
     assert hub.split("@") == ["openai/clip-vit-base-patch32", name.split("@")[1]]
+
+
+def test_captions_that_it_cannot_read() -> None:
+    known, strange = "again word3", "a man rides a horse along the beach, and people look at him again"
+    for texts in ([known], [known, known, strange], [known, "", "  "], ["", " "], []):
+        check_reads(clip(), texts, source="it")
+    for texts, told in (([strange], "1 of 1 caption,"), ([known, strange], "1 of 2 captions,"),
+                        (["", known, "again man", strange], "2 of 3 captions,")):
+        with pytest.raises(InputError, match=f"^it: this CLIP cannot read {told} such as '") as caught:
+            check_reads(clip(), texts, source="it")
+        first = next(text for text in texts if "man" in text)
+        shown = first if len(first) <= 60 else f"{first[:57]}..."
+        assert f"such as {shown!r}: half of their words" in str(caught.value)  # the quotation is closed
+    dumb = clip()
+    dumb.tokenizer = None
+    with pytest.raises(InputError, match="it: this CLIP has no tokenizer"):
+        check_reads(dumb, [known], source="it")

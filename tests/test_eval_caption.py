@@ -236,20 +236,31 @@ def test_as_a_program(place: Place) -> None:
 # -- mistakes ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("given, out, message", [
-    (["--beams", 0], "out.json", "beams=0"), (["--beams", 99], "out.json", "vocabulary has only"),
+    (["--beams", 0], "out.json", "^--beams 0: give"),
+    (["--beams", 99], "out.json", "vocabulary has only"),
     (["--batch-size", 0], "out.json", "--batch-size 0"), (["--workers", -1], "out.json", "--workers"),
-    (["--max-len", 12], "out.json", "this decoder has 12"), (["--prefix", "a " * 12], "out.json", "positions"),
+    (["--max-len", 12], "out.json", "^--max-len 12 tokens .* this decoder has 12, give at most 11$"),
+    (["--prefix", "a " * 12], "out.json", "^--prefix 'a .* positions"),
     (["--samples", 2, "--beams", 2], "out.jsonl", "give one of the two"),
-    (["--samples", 2, "--required", "dog"], "out.jsonl", "with beams"), (["--top-p", 0.5], "out.json", "samples=1"),
-    (["--groups", 2], "out.json", "must divide beams=3"), (["--min-len", 40], "out.json", "min_len=40"),
-    (["--min-len", 12], "out.json", "min_len=12 is more than max_len=11"),
+    (["--samples", 2, "--required", "dog"], "out.jsonl", "with beams"),
+    (["--top-p", 0.5], "out.json", "^--top-p 0.5: .*--samples 1"),
+    (["--groups", 2], "out.json", "^--groups 2 must divide --beams 3"),
+    (["--min-len", 40], "out.json", "^--min-len 40 is more than --max-len 30"),
+    (["--min-len", 12], "out.json", "^--min-len 12 is more than --max-len 11"),
     (["--n-best", 2], "out.json", "--format course has room for one"), (["--samples", 2], "out.json", "2 are asked"),
     (["--n-best", 2, "--format", "coco"], "out.json", "--format coco has room for one"),
     (["--format", "coco"], "out.jsonl", "written as a .json file"), (["--format", "jsonl"], "out.json", ".jsonl file"),
     ([], "out.csv", "--out .*csv: format course"), ([], "photos/3.JPG/out.json", "is a file"),
     (["--required", "cat"], "out.json", "'cat' is not in the vocabulary"),
     (["--required", "dog", "--forbidden", "dog"], "out.json", "required and forbidden"),
-    (["--normalise", "gnmt"], "out.json", "gnmt"),
+    (["--normalise", "gnmt"], "out.json", "^--normalise 'gnmt': give one"),
+    (["--temperature", "inf", "--samples", 1], "out.json", "^--temperature inf: give a finite number"),
+    (["--temperature", 0, "--samples", 1], "out.json", r"^--temperature 0.0: .* is --beams 1\)$"),
+    (["--n-best", 9], "out.jsonl", "^--n-best 9 must lie between 1 and --beams 3"),
+    (["--required", "dog dog", "--no-repeat-ngram", 1], "out.json",
+     "^--required 'dog dog' says the same twice, which --no-repeat-ngram 1 rules out"),
+    (["--required", "a dog runs", "--forbidden", "dog runs"], "out.json", "'a dog runs' is required and forbidden"),
+    (["--required", "dog"] * 9, "out.json", "^--required: 9 words or phrases, and 8 are the most: .* twice as long"),
 ])
 def test_mistakes_come_before_the_work(given: list[object], out: str, message: str, place: Place,
                                        monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +268,30 @@ def test_mistakes_come_before_the_work(given: list[object], out: str, message: s
     with pytest.raises(InputError, match=message):
         place.run(*given, out=out)
     assert not place.out.exists() or place.out.is_file() and place.out.name.endswith(".JPG/out.json")
+
+
+def test_a_wish_that_only_decoding_finds_impossible_is_named_as_typed(place: Place) -> None:
+    with pytest.raises(InputError, match="^image 0: no caption was found that meets --required 'red dog', --required "
+                                         "'a dog', --no-repeat-ngram 1 within --max-len 11: leave out one"):
+        place.run("--required", "red dog", "--required", "a dog", "--no-repeat-ngram", 1)
+    assert not place.out.exists()
+
+
+def test_a_forbidden_word_that_is_unknown_is_told_once(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    place.run("--forbidden", "cat", "--forbidden", "hill", "--batch-size", 1)
+    told, = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert told.startswith("forbidden: 'cat' is not in the vocabulary of ")
+
+
+@pytest.mark.parametrize("options", [[], ["--samples", 1]])
+def test_damaged_weights_are_named(options: list[object], place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    with torch.no_grad():
+        place.model.proj.weight[0, 0] = torch.nan
+    minivl.save(place.model, place.weights)
+    with pytest.raises(InputError, match="log-probabilities that are nan: its weights are damaged, or too coarsely"):
+        place.run(*options)
+    assert f"{place.weights}: 1 tensors hold nan or infinite values: proj.weight" in caplog.messages
+    assert not place.out.exists()
 
 
 def test_weights_that_say_nothing(place: Place, tmp_path: Path) -> None:

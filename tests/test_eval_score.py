@@ -24,6 +24,7 @@ from minivl.metrics.bleu import bleu
 from minivl.metrics.cider import cider
 from minivl.metrics.clipscore import PRESETS, clip_score, ref_clip_score
 from minivl.metrics.compare import compare
+from minivl.metrics.diversity import distinct
 from minivl.metrics.docfreq import DocFreq
 from minivl.metrics.rouge import rouge
 from minivl.metrics.score import Score
@@ -252,6 +253,20 @@ def test_without_references_the_photos_are_enough(place: Place, capsys: pytest.C
     assert "7 captions of photos of" in capsys.readouterr().out
 
 
+def test_a_clip_that_cannot_read_the_captions_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As train_p2.py refuses it as a reward: of unknown words it has a number, too, which says nothing."""
+    refused = r"clip@[0-9a-f]{8}\(fp32\): this CLIP cannot read 40 of 40 captions, such as 'two \S+ men ride"
+    strange = {name: f"two very{number} men ride along some beach" for number, name in enumerate(NAMES)}
+    place.write("strange.json", strange)
+    place.write("strange_refs.json", {name: [text] for name, text in strange.items()})
+    with monkeypatch.context() as patch:
+        patch.setattr("minivl.train.clip_judge.image_features", lambda *_, **__: pytest.fail("photos were encoded"))
+        for files in ({"pred": "strange.json", "refs": None}, {"refs": "strange_refs.json"}):
+            with pytest.raises(InputError, match=refused):
+                place.run(*place.clip(), **files)  # type: ignore[arg-type]
+    place.run(*place.clip(), pred="strange.json")  # people say other things of these photos: the captions are bad
+
+
 def test_photos_are_found_by_stem_and_in_folders(place: Place) -> None:
     text, options = references("karpathy")  # val2014/name.png
     place.write("refs.json", text)
@@ -323,7 +338,8 @@ def test_one_image_has_a_difference_but_no_interval(place: Place, capsys: pytest
     place.write("pred.json", {NAMES[0]: REFERENCES[NAMES[0]][0]})
     place.write("other.json", {NAMES[0]: "a thing"})
     place.run("--metrics", "rouge-l", "--compare", place.folder / "other.json")
-    line = capsys.readouterr().out.splitlines()[-1]
+    head, *_, line = capsys.readouterr().out.splitlines()
+    assert head == f"{place.folder / 'pred.json'}: 1 caption, 3 references of {place.folder / 'refs.json'}"
     assert line.startswith("ROUGE-L ") and "+" in line and "no interval: " in line and "at least 2 are needed" in line
 
 
@@ -336,6 +352,73 @@ def test_what_is_new_is_told_from_what_was_trained_on(place: Place) -> None:
     assert saved["scores"]["novel"]["score"] == pytest.approx(np.mean(new)) and 0.3 < np.mean(new) < 0.9
     assert saved["scores"]["different"]["score"] == len({*CANDIDATES.values()})
     assert "novel" not in place.saved()["scores"]
+
+
+@pytest.mark.parametrize("layout", ["stems", "coco", "lines"])
+def test_diversity_needs_captions_alone(layout: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.write("pred.json", predictions(layout))
+    known = list(CANDIDATES.values())[:10]
+    training = ["--training", place.write("trained.json", {"x": known})]
+    for options, trained in ((["--metrics", "diversity"], None), (training, {"x": known})):
+        saved = place.saved(*options, refs=None)
+        expected = distinct(CANDIDATES, trained, tokenize="ptb-coco")
+        assert {name: one["score"] for name, one in saved["scores"].items()} == {
+            name: getattr(expected, name) for name in ("distinct_1", "distinct_2", "different", "vocabulary",
+                                                       *["novel"] * bool(trained))}
+        head, *lines = capsys.readouterr().out.splitlines()
+        assert head == f"{place.folder / 'pred.json'}: 40 captions" and len(lines) == len(saved["scores"]) + 1
+        assert saved["references"] == "" and saved["images"] == COUNT
+        texts = [(str(row["id"]), row["caption"]) for row in saved["per_image"].values()]
+        assert [text for _, text in texts] == list(json.loads(predictions("stems")).values())
+        assert [*saved["per_image"]] == [id for id, _ in texts]
+
+
+def test_diversity_alone_compares_captions_of_the_same_ids(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.write("others.json", OTHERS)  # by file name, where ours are by stem
+    for other in ("others.json", "new/scores.json"):
+        place.run("--metrics", "diversity", "--json", "--compare", place.folder / other, refs=None)
+        difference, = (row["difference"] for row in rows(capsys) if row.get("compared") == "different")
+        assert difference == len({*CANDIDATES.values()}) - len({*OTHERS.values()})
+        place.saved("--metrics", "diversity", pred="others.json", refs=None)  # by file name: of other ids than ours
+        saved = json.loads((place.folder / "new" / "scores.json").read_text())
+        saved["per_image"] = {name[:12]: row for name, row in saved["per_image"].items()}
+        place.write("new/scores.json", saved)
+        capsys.readouterr()
+    few = place.write("few.json", {**{name: OTHERS[name] for name in NAMES[:9]}, "x": "a dog"})
+    with pytest.raises(InputError, match="few.json: does not fit .*pred.json: images without a caption: 31 .*"
+                                         r"of no image there: 1 \('x'\)"):
+        place.run("--metrics", "diversity", "--compare", few, refs=None)
+    place.run("--metrics", "diversity", "--compare", few, "--partial", refs=None)
+    assert "pred.json: 9 captions\n" in capsys.readouterr().out
+    place.write("pred.json", '{"a": "a dog", "b": " ", "a": "two dogs"}')
+    with pytest.raises(InputError, match=r"pred.json: does not have one caption of each image: images with several "
+                                         r"captions: 1 \('a'\); empty captions: 1 \('b'\); --partial .* 2 images"):
+        place.run("--metrics", "diversity", refs=None)
+    place.run("--metrics", "diversity", "--partial", refs=None)
+
+
+def test_photos_alone_are_compared_of_the_same_images(place: Place) -> None:
+    """Of the photos that have a caption here, each needs one there."""
+    few = place.write("few.json", {name: REFERENCES[name][0] for name in NAMES[:9]})
+    with pytest.raises(InputError, match="few.json: does not fit .*pred.json: images without a caption: 31"):
+        place.run(*place.clip(), "--compare", few, refs=None)
+    place.run(*place.clip(), "--compare", few, "--partial", refs=None)
+
+
+def test_training_captions_of_one_side_leave_out_what_needs_them(place: Place,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    training = ["--training", place.write("trained.json", {"x": [*CANDIDATES.values()][:10]})]
+    options = ["--metrics", "diversity", "rouge-l", "--json", "--compare", place.folder / "new" / "scores.json"]
+    for ours, theirs in ((training, []), ([], training)):
+        place.saved("--metrics", "diversity", "rouge-l", *theirs)
+        capsys.readouterr()
+        place.run(*options, *ours)
+        found = {row["compared"]: row["difference"] for row in rows(capsys) if "compared" in row}
+        assert found == {"rouge_l": 0, "distinct_1": 0, "distinct_2": 0, "different": 0, "vocabulary": 0, "novel": None}
+    place.saved("--metrics", "diversity", *training)
+    other = ["--training", place.write("other.json", {"x": [*CANDIDATES.values()][:9]})]
+    with pytest.raises(InputError, match="novel: scores of different signatures"):  # a number of another set
+        place.run("--metrics", "diversity", "--compare", place.folder / "new" / "scores.json", *other)
 
 
 def test_only_like_is_compared(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -464,7 +547,8 @@ def test_options_that_need_predictions(options: list[str], words: str) -> None:
 
 @pytest.mark.parametrize("options, words", [
     ([], "--references is missing"), (["--df", "x"], "--df needs --references"), (["--split", "x"], "--split needs"),
-    (["--save-df", "x.safetensors"], "--save-df needs"), (["--metrics", "bleu"], "--metrics needs --references")])
+    (["--save-df", "x.safetensors"], "--save-df needs"), (["--metrics", "bleu"], "--metrics needs --references"),
+    (["--metrics", "diversity", "rouge-l", "cider"], "--metrics needs --references for rouge-l, cider: ")])
 def test_options_that_need_references(options: list[str], words: str, place: Place) -> None:
     with pytest.raises(InputError, match=words):
         place.run(*options, refs=None)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import tiny_run
 import torch
 from random_models import ENCODER, SIZES, captioner, pictures, randomise, texts
 from safetensors.torch import save_file
@@ -346,3 +347,28 @@ def test_paths_are_not_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert str(caught.value).startswith(str(wrong))
     with pytest.raises(minivl.InputError, match="folder"):
         minivl.load(tmp_path)
+
+
+def test_what_a_training_leaves_is_told_apart(tmp_path: Path) -> None:
+    """Its folder has a config.json, as folders of the hub have, and its checkpoint is safetensors, as weights are."""
+    run = tmp_path / "run"
+    tiny_run.train(run)
+    assert (run / "config.json").is_file()
+    with pytest.raises(minivl.InputError) as caught:
+        minivl.load(run)
+    assert str(caught.value) == f"{run}: is the folder of a training: give best.safetensors or last.safetensors in it"
+    with pytest.raises(minivl.InputError) as caught:
+        minivl.load(run / "checkpoint.safetensors")
+    assert str(caught.value) == (f"{run / 'checkpoint.safetensors'}: is the state of a training, which --resume goes "
+                                 "on from, and holds no whole model: "
+                                 "give best.safetensors or last.safetensors beside it")
+    assert minivl.load(run / "best.safetensors").kind == "captioner"
+    (run / "model.safetensors").write_bytes(b"")
+    assert loading.find_weights(run) == run  # as the hub has them, whatever else lies there
+    (run / "model.safetensors").unlink()
+    (run / "last.safetensors").unlink()
+    with pytest.raises(minivl.InputError, match="is the folder of a training: give best.safetensors in it$"):
+        loading.find_weights(run)
+    (run / "best.safetensors").unlink()
+    with pytest.raises(minivl.InputError, match="best.safetensors will lie beside it when its weights have been"):
+        minivl.load(run / "checkpoint.safetensors")

@@ -221,9 +221,17 @@ def test_places_to_write_to(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--out .*file/a.json: .*file is a file, no folder can be made there"):
         programs.check_place("--out", tmp_path / "file" / "a.json")
     assert {path.name for path in tmp_path.iterdir()} == {"file"}
+    for place in (tmp_path, tmp_path / "new" / "deep"):
+        programs.check_place("--out", place, folder=True)
+    with pytest.raises(InputError, match="--out .*file: it is a file, a folder is needed"):
+        programs.check_place("--out", tmp_path / "file", folder=True)
+    with pytest.raises(InputError, match="--out .*file/deep: .*file is a file, no folder can be made there"):
+        programs.check_place("--out", tmp_path / "file" / "deep", folder=True)
 
 
 def test_a_folder_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(InputError, match="--out .*a.json: the folder .* cannot be written to, name another place"):
         programs.check_place("--out", tmp_path / "a.json")
+    with pytest.raises(InputError, match=f"--out {tmp_path}: the folder .* cannot be written to"):
+        programs.check_place("--out", tmp_path, folder=True)

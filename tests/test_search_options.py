@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from eval.caption import parse
+from minivl import programs
 from minivl.data.scenes import scene
 from minivl.errors import InputError
 from minivl.models.captioner import Captioner
 from minivl.search import BEAMS, Options, beam_search, sample_search
+from minivl.search.arguments import as_typed, options_of
 
 
 @pytest.mark.parametrize("given", [
@@ -49,7 +51,10 @@ def test_what_goes_together(given: dict[str, Any]) -> None:
     ({"required": 3}, "required=3"),
     # contradictions
     ({"n_best": 4}, "n_best=4 .* beams=3"), ({"beams": 4, "groups": 3}, "groups=3 must divide beams=4"),
-    ({"groups": 3, "required": ["dog"]}, "groups=3: words that must appear"), ({"diversity": 0.5}, "groups=2 or more"),
+    ({"groups": 3, "required": ["dog"]}, "groups=3: words that must appear"),
+    ({"required": [(id,) for id in range(9)]}, "required: 9 words or phrases, and 8 are the most"),
+    ({"temperature": math.nan, "samples": 1}, "temperature=nan: give a number above 0"),
+    ({"diversity": 0.5}, "groups=2 or more"),
     ({"min_len": 9, "max_len": 8}, "min_len=9 is more than max_len=8"),
     ({"temperature": 0.5}, "temperature=0.5.*samples=1"), ({"top_k": 5}, "top_k=5.*samples=1"),
     ({"top_p": 0.9}, "top_p=0.9.*samples=1"),
@@ -62,6 +67,23 @@ def test_what_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         Options.of(**given)
     assert "\n" not in str(error.value) and "Unsaid" not in str(error.value)
+
+
+def test_a_command_line_names_options_as_they_are_typed() -> None:
+    text = ("max_len=17 and min_len=3: n_best='x', no_repeat_ngram=2; required: 'a'; runs/top_k=3.json, 'seed=3' and "
+            "lengths=4, beams of samples")
+    with pytest.raises(InputError) as caught:
+        with as_typed():
+            raise InputError(text, source="photos/beams=2")
+    assert str(caught.value) == ("photos/beams=2: --max-len 17 and --min-len 3: --n-best 'x', --no-repeat-ngram 2; "
+                                 "--required: 'a'; runs/top_k=3.json, 'seed=3' and lengths=4, beams of samples")
+    parser = programs.Parser(None)
+    parser.add_argument("--max-len", type=int)  # a program that takes few of them
+    assert options_of(parser.parse_args([]), 7) == Options(max_len=7)
+    with pytest.raises(InputError, match="^--max-len 0: give a whole number"):
+        options_of(parser.parse_args(["--max-len", "0"]), 7)
+    with pytest.raises(InputError, match="^max_len=0"):  # in Python it has its own name
+        Options(max_len=0)
 
 
 def test_the_default_of_beams_gives_way_and_a_given_number_does_not() -> None:

@@ -16,6 +16,7 @@ from minivl.models.grid import GridConfig
 from minivl.models.verify import DecodingReport, verify_decoding
 from minivl.nn.attention import MultiHeadAttention
 from minivl.nn.cache import KVCache
+from minivl.nn.packed import PackedLinear
 
 NAMES = ["causal mask", "whole prefixes", "cache, token by token", "cache, several at once", "greedy", "beams",
          "scores", "batch"]
@@ -147,6 +148,28 @@ def test_images_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Captioner, "start", lambda self, memory: start(self, Memory(
         memory.tokens + memory.tokens.mean(0, keepdim=True), *memory[1:])))
     assert "batch" in failed(captioner(3, scale=0.3))
+
+
+def test_packed_matrices_that_compute_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As captions are decoded, with `ready`; one pass and its caches are as they should be."""
+    forward = PackedLinear.forward
+    monkeypatch.setattr(PackedLinear, "forward", lambda self, x: forward(self, x) * 1.01)
+    names = failed(captioner(3, scale=0.3))
+    assert {"greedy", "beams", "scores"} <= names
+    assert not names & {"causal mask", "whole prefixes", "cache, token by token", "cache, several at once"}
+
+
+def test_attention_without_keys_and_values_that_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy captions of many photos wait with keys and values; here there are few, and it is checked all the same."""
+    through = MultiHeadAttention._through_context
+    calls = []
+
+    def wrong(self: MultiHeadAttention, q: Tensor, *rest: Any) -> Tensor:
+        calls.append(len(q))
+        return through(self, 1.3 * q, *rest)  # a wrong scale of what the softmax sees
+
+    monkeypatch.setattr(MultiHeadAttention, "_through_context", wrong)
+    assert failed(captioner(3, scale=0.6)) == {"greedy"} and calls
 
 
 def test_scores_that_are_not_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:

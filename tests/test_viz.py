@@ -202,7 +202,10 @@ def test_scenes_are_drawn_without_photos(weights: Path, tmp_path: Path, capsys: 
     (["--layer", 3], "layer 3: there are 3 (0 to 2, or -3 to -1)"),
     (["--heads", "0,4"], "head 4: there are 4"),
     (["--max-len", 9], "need 10 text positions: this decoder has 9"),
-    (["--beams", 0], "beams=0"),
+    (["--max-len", 9], "--max-len 9 tokens and <BOS>"),
+    (["--max-len", 9], "this decoder has 9, give at most 8"),
+    (["--beams", 0], "--beams 0: give a whole number, at least 1"),
+    (["--scenes", 2], "--scenes: photos are given; give one of the two"),
 ])
 def test_impossible_options(options: list[object], message: str, weights: Path, photos: Path,
                             tmp_path: Path) -> None:
@@ -210,6 +213,20 @@ def test_impossible_options(options: list[object], message: str, weights: Path, 
         run("caption", photos, "--weights", weights, "--out", tmp_path, *options)
     assert message in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["caption", "attention", "ranking", "positions", "history"])
+def test_where_pictures_cannot_lie_is_said_before_anything_is_read(command: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder.png").mkdir()
+    given = ["--weights", "nowhere"] if command != "history" else ["nowhere"]
+    given = ["nowhere", *given] if command in ("caption", "attention") else given
+    folder = command in ("caption", "attention")
+    wrong = "file" if folder else "folder.png"
+    for out, message in ((tmp_path / "file" / "x.png", "file/x.png: .*file is a file, no folder can be made there"),
+                         (tmp_path / wrong, f"{wrong}: it is a {'file' if folder else 'folder'}")):
+        with pytest.raises(InputError, match=f"^--out .*{message}"):
+            run(command, *given, "--out", out)
 
 
 def test_photos_that_cannot_be(weights: Path, photos: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def convert(state: Mapping[str, Tensor], *, family: str = "auto", config: Mappin
     """
     source = family_of(set(state), family)
     state, notes = source.prepare(state)
-    name = None if name is None else source.preset_name(name, state)
+    called, name = name, None if name is None else source.preset_name(name, state)
     told = {**source.fixed, **source.fields(state)}
     own, asked = _ours(source, config)
     beside = None if own else _ours(source, description)[0]
@@ -110,7 +110,8 @@ def convert(state: Mapping[str, Tensor], *, family: str = "auto", config: Mappin
     table.check(tensors, model.state_dict(), source=preset_name or "weights", table=rules, renaming=renaming)
     fill(model, tensors)
     if strange := not_finite(model):
-        log.warning("%d tensors hold nan or infinite values: %s", len(strange), some(strange))
+        log.warning("%s%d tensors hold nan or infinite values: %s", f"{called}: " if called else "", len(strange),
+                    some(strange))
     renaming.receipt.notes += notes
     return Conversion(model.eval(), source.name, preset_name, renaming.receipt)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,7 +28,7 @@ class Diversity:
         novel: share of the captions that no training caption is equal to (as tokens), 0 to 1; None without training
             captions.
         signature: all that must be equal for two results to be comparable: as more captions repeat more, their number
-            belongs to it.
+            belongs to it. That of `novel`; see `signature_of`.
     """
 
     distinct_1: float
@@ -38,6 +39,10 @@ class Diversity:
     mean_length: float
     novel: float | None
     signature: str
+
+    def signature_of(self, name: str) -> str:
+        """The signature of one of the numbers: without the training captions where these change nothing in it."""
+        return self.signature if name == "novel" else re.sub(r"\|training:[^|]*\|", "|training:none|", self.signature)
 
 
 def distinct(candidates: Mapping[Any, str], training: Mapping[Any, Sequence[str]] | None = None, *,

@@ -79,6 +79,9 @@ def verify_decoding(model: Captioner, images: Tensor | Memory | Sequence[Photo] 
     - scores: the reported log-probabilities of every caption are those of one teacher-forced pass;
     - batch: images decoded together as one by one.
 
+    The searches of the last four decode as `Captioner.caption` does, with `Captioner.ready`; the greedy one as it does
+    of many photos, at first without keys and values of what is seen.
+
     Texts are random tokens, so that a model which always says the same is checked, too; captions that differ count by
     the difference of their log-probabilities, for a tie may go either way.
 
@@ -137,14 +140,15 @@ def _checks(model: Captioner, memory: Memory, generator: torch.Generator, beams:
     for name, parts in (("cache, token by token", [1] * length), ("cache, several at once", [middle, length - middle])):
         state = model.start(memory)
         yield rows(name, torch.cat([log_probabilities(model.step(part, state)) for part in ids.split(parts, 1)], 1))
-    prompt = ids[:, :1]
-    found = {count: _search(model.decoding(memory), prompt, model, count, length) for count in {1, beams}}
-    yield _same("greedy", found[1], [[one] for one in _greedy(model, memory, length)], limit * length)
-    yield _same("beams", found[beams], _search(_Uncached(model, memory), prompt, model, beams, length), limit * length)
-    yield _scores(model, memory, found[beams], limit)
-    single = [memory.select(slice(place, place + 1)) for place in range(len(ids))]
-    alone = [_search(model.decoding(one), prompt[:1], model, beams, length)[0] for one in single]
-    yield _same("batch", found[beams], alone, limit * length)
+    prompt, ready = ids[:, :1], model.ready()
+    single = _search(Decoding(ready, memory, single=True, many=1), prompt, model, 1, length)
+    found = _search(ready.decoding(memory), prompt, model, beams, length)
+    yield _same("greedy", single, [[one] for one in _greedy(model, memory, length)], limit * length)
+    yield _same("beams", found, _search(_Uncached(model, memory), prompt, model, beams, length), limit * length)
+    yield _scores(model, memory, found, limit)
+    images = [memory.select(slice(place, place + 1)) for place in range(len(ids))]
+    alone = [_search(ready.decoding(one), prompt[:1], model, beams, length)[0] for one in images]
+    yield _same("batch", found, alone, limit * length)
 
 
 def _search(decode: Decoding | CompiledDecoding | _Uncached, prompt: Tensor, model: Captioner, beams: int, length: int

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
 from ..errors import InputError, some
-from ..search import Automaton, Constraint, Hypothesis, Options, Phrase, Pieces, Said, Steps, beam_search, sample_search
+from ..search import (Automaton, Constraint, Hypothesis, NothingFound, Options, Phrase, Pieces, Said, Steps,
+                      beam_search, sample_search)
 from ..search.constraints import Avoid, MinLength, NoRepeatNgram, RepetitionPenalty, Suppress
 from ..text.tokenizer import Tokenizer
 from .decoder import DecoderConfig
 from .spelling import any_spelling, spelling, usual_spellings
+
+logger = logging.getLogger(__name__)
 
 
 class Wishes(NamedTuple):
@@ -40,10 +45,7 @@ def wishes(options: Options, decoder: DecoderConfig, tokenizer: Tokenizer | None
     if options.beams > vocabulary:
         raise InputError(f"beams={int(options.beams)}: the vocabulary has only {vocabulary} entries")
     prompt = (decoder.bos_id, *_prefix(options.prefix, vocabulary, tokenizer))
-    if len(prompt) + options.max_len > decoder.max_len:  # a whole caption with its <BOS> must fit a replay
-        begin = "<BOS>" if len(prompt) == 1 else f"<BOS> and the {len(prompt) - 1} of the prefix"
-        raise InputError(f"max_len={options.max_len} tokens and {begin} need {len(prompt) + options.max_len} text "
-                         f"positions: this decoder has {decoder.max_len}")
+    _check_room(options, len(prompt), decoder.max_len)
     pieces = spelling(tokenizer).pieces if tokenizer and (options.forbidden or options.required) \
         else Pieces.words(vocabulary)
     bans = _bans(options, decoder, tokenizer, pieces, device)
@@ -52,7 +54,10 @@ def wishes(options: Options, decoder: DecoderConfig, tokenizer: Tokenizer | None
     required = None
     if options.required:
         phrases = [_usual(said, vocabulary, tokenizer) for said in options.required]
-        for phrase in phrases:
+        for said, phrase in zip(options.required, phrases):
+            if options.no_repeat_ngram and all(_repeats(path, options.no_repeat_ngram) for path in _paths(phrase)):
+                raise InputError(f"required={said!r} says the same twice, which no_repeat_ngram="
+                                 f"{options.no_repeat_ngram} rules out: leave out one of them, or give a larger number")
             if all(_banned(bans, prompt, path, vocabulary, device) for path in _paths(phrase)):
                 raise InputError(f"{phrase.name!r} is required and forbidden at once")
         required = Automaton.build(phrases, pieces).to(device)
@@ -71,6 +76,18 @@ def wishes(options: Options, decoder: DecoderConfig, tokenizer: Tokenizer | None
     return Wishes(prompt, tuple(constraints), required)
 
 
+def _check_room(options: Options, prompt: int, room: int) -> None:
+    """Raise InputError where a whole caption with its <BOS> and prefix does not fit a replay."""
+    if prompt + options.max_len <= room:
+        return
+    if prompt >= room:
+        raise InputError(f"prefix={options.prefix!r} and <BOS> need {prompt} text positions, and this decoder has "
+                         f"{room}: they leave none for a caption, give a shorter one")
+    begin = "<BOS>" if prompt == 1 else f"<BOS> and the {prompt - 1} of the prefix"
+    raise InputError(f"max_len={options.max_len} tokens and {begin} need {prompt + options.max_len} text positions: "
+                     f"this decoder has {room}, give at most {room - prompt}")
+
+
 def search(decode: Steps, options: Options, wished: Wishes, *, eos_id: int, seeds: Sequence[Sequence[int]],
            device: torch.device) -> list[list[Hypothesis]]:
     """What is found by the search that the options ask for.
@@ -82,7 +99,25 @@ def search(decode: Steps, options: Options, wished: Wishes, *, eos_id: int, seed
         eos_id: the token that ends a caption.
         seeds: of each image, for samples.
         device: of the ids.
+
+    Raises:
+        InputError: no caption of an image meets the wishes, which are named; as the searches.
     """
+    try:
+        return _search(decode, options, wished, eos_id, seeds, device)
+    except NothingFound as error:
+        wishes = [f"{name}={said!r}" for name in ("required", "forbidden") for said in getattr(options, name)]
+        wishes += [f"{name}={getattr(options, name)!r}" for name, off in (("prefix", ""), ("min_len", 1),
+                   ("no_repeat_ngram", 0)) if getattr(options, name) != off]
+        if not wishes:
+            raise
+        raise InputError(f"image {error.image}: no caption was found that meets {', '.join(wishes)} within max_len="
+                         f"{options.max_len}: leave out one, or give more room" +
+                         " or more beams" * (options.samples is None)) from None
+
+
+def _search(decode: Steps, options: Options, wished: Wishes, eos_id: int, seeds: Sequence[Sequence[int]],
+            device: torch.device) -> list[list[Hypothesis]]:
     prompt = torch.tensor([wished.prompt], device=device).expand(len(seeds), -1)  # (B, T)
     if options.samples is not None:
         return sample_search(decode, prompt, eos_id=eos_id, samples=options.samples, max_len=options.max_len,
@@ -146,7 +181,7 @@ def _bans(options: Options, decoder: DecoderConfig, tokenizer: Tokenizer | None,
             assert tokenizer is not None and isinstance(said, str)
             if not said.strip():
                 raise InputError("forbidden: an empty text is in every caption")
-            phrase = any_spelling(tokenizer, said)  # None: it cannot be said anyway
+            phrase = _every_spelling(tokenizer, said)
         else:
             phrase = Phrase.of(str(list(ids)), [ids])
         if phrase is not None and len(phrase.edges) == 2 and not bool(pieces.joins.any()):
@@ -157,6 +192,22 @@ def _bans(options: Options, decoder: DecoderConfig, tokenizer: Tokenizer | None,
         raise InputError(f"forbidden: token {decoder.eos_id} ends a caption, without it none can end")
     bans: list[Constraint] = [Suppress(tuple(sorted(single)))] if single else []
     return bans + ([Avoid(Automaton.build(phrases, pieces, wanted="any").to(device))] if phrases else [])
+
+
+@lru_cache(maxsize=256)
+def _every_spelling(tokenizer: Tokenizer, said: str) -> Phrase | None:
+    """`any_spelling`; that a text cannot be said anyway is told once, not with every batch."""
+    phrase = any_spelling(tokenizer, said)
+    if phrase is None:
+        logger.warning("forbidden: %r is not in the vocabulary of %s and is never said, forbidden or not (is it "
+                       "spelled as it should be?)", said, tokenizer.source)
+    return phrase
+
+
+def _repeats(ids: Sequence[int], n: int) -> bool:
+    """Whether some n of these in a row come twice."""
+    windows = [tuple(ids[start:start + n]) for start in range(len(ids) - n + 1)]
+    return len(set(windows)) < len(windows)
 
 
 def _paths(phrase: Phrase, node: int = 0) -> Iterator[tuple[int, ...]]:

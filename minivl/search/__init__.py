@@ -12,7 +12,8 @@ from .choice import STOPS
 from .constraints import Constraint
 from .options import BEAMS, Options, Said
 from .sample import sample_search
-from .steps import NORMALISATIONS, Hypothesis, Normalisation, Steps
+from .steps import NORMALISATIONS, Hypothesis, Normalisation, NothingFound, Steps
 
-__all__ = ["BEAMS", "NORMALISATIONS", "STOPS", "Automaton", "Constraint", "Hypothesis", "Normalisation", "Options",
-           "Phrase", "Pieces", "Said", "Steps", "beam_search", "constraints", "greedy_search", "sample_search"]
+__all__ = ["BEAMS", "NORMALISATIONS", "STOPS", "Automaton", "Constraint", "Hypothesis", "Normalisation",
+           "NothingFound", "Options", "Phrase", "Pieces", "Said", "Steps", "beam_search", "constraints",
+           "greedy_search", "sample_search"]

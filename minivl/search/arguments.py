@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from .options import Options
+from ..errors import InputError
+from .options import MOST_REQUIRED, Options
+
+NAMED = re.compile(rf"(?<![\w'\"/.-])({'|'.join(field.name for field in fields(Options))})(=|(?=:))")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +43,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(wishes, "no_repeat_ngram", "no so many tokens in a row twice; 0 = off", type=int)
     add(wishes, "forbidden", "a word or phrase that is not said; may be given several times", action="append",
         metavar="WORD", default=None)
-    add(wishes, "required", "a word or phrase that must be said; may be given several times", action="append",
-        metavar="WORD", default=None)
+    add(wishes, "required", f"a word or phrase that must be said; may be given up to {MOST_REQUIRED} times, and each "
+        "takes twice as long", action="append", metavar="WORD", default=None)
     add(wishes, "prefix", "what captions begin with", metavar="TEXT", default=None)
     add(wishes, "allow_unknown", "let captions say <UNK>", action="store_true")
 
@@ -47,16 +53,32 @@ def options_of(args: argparse.Namespace, max_len: int) -> Options:
     """The options that were given.
 
     Args:
-        args: of a parser with `add_options` and --seed.
+        args: of a parser with `add_options`, or with --max-len and any other of them.
         max_len: where --max-len was not given.
 
     Raises:
-        InputError: as `Options`.
+        InputError: as `Options`, and `as_typed`.
     """
-    given = {field.name: getattr(args, field.name) for field in fields(Options)}
+    given = {field.name: getattr(args, field.name) for field in fields(Options) if hasattr(args, field.name)}
     if given["max_len"] is None:
         given["max_len"] = max_len
-    for name in ("forbidden", "required"):
-        given[name] = tuple(given[name] or ())
-    given["prefix"] = given["prefix"] or ""
-    return Options(**given)
+    for name, none in (("forbidden", ()), ("required", ()), ("prefix", "")):
+        given[name] = given.get(name) or none
+    with as_typed():
+        return Options(**given)
+
+
+@contextlib.contextmanager
+def as_typed() -> Iterator[None]:
+    """Within the block errors name options as a command line has them: ``--max-len 17``, not ``max_len=17``.
+
+    Raises:
+        InputError: in place of one from inside.
+    """
+    try:
+        yield
+    except InputError as error:
+        text = NAMED.sub(lambda found: f"--{found[1].replace('_', '-')}{' ' * len(found[2])}", str(error))
+        typed = InputError(text)
+        typed.source = error.source
+        raise typed from None

@@ -12,7 +12,7 @@ from ..errors import InputError
 from .automaton import Automaton
 from .choice import Choice, Open, Rules, advance, choose
 from .constraints import Constraint, constrained
-from .steps import Hypothesis, Normalisation, Steps
+from .steps import Hypothesis, Normalisation, NothingFound, Steps
 
 
 @torch.no_grad()
@@ -55,7 +55,8 @@ def beam_search(decode: Steps, prompt: Tensor, *, eos_id: int, beams: int = 3, m
         or where groups found the same).
 
     Raises:
-        InputError: an argument out of range, log-probabilities that are nan, or no sequence that meets the constraints.
+        InputError: an argument out of range, log-probabilities that are nan, or no sequence that meets the constraints
+            (`NothingFound`).
     """
     rules = Rules(eos_id, beams, max_len, Normalisation.parse(normalise), n_best, stop, groups, diversity)
     rules.check(prompt, required)
@@ -136,5 +137,5 @@ def _best(found: Sequence[Sequence[Hypothesis]], rules: Rules, image: int, const
         wishes = [] if required is None else [f"to say {phrase.name!r}" for phrase in required.phrases]
         wishes += [type(constraint).__name__ for constraint in constraints]
         why = f"nothing was found that meets {', '.join(wishes)}" if wishes else "the model gives nan or -inf"
-        raise InputError(f"no sequence of image {image} has a finite log-probability: {why}")
+        raise NothingFound(f"no sequence of image {image} has a finite log-probability: {why}", image)
     return list(chosen.values())[:rules.n_best]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .automaton import Automaton
-from .steps import Hypothesis, Normalisation
+from .steps import NOT_NUMBERS, Hypothesis, Normalisation
 
 STOPS = ("exact", "hf")
 
@@ -183,7 +183,7 @@ def _best_of(sums: Tensor, scores: Tensor, rules: Rules, group: int) -> Choice:
     candidates = min(wanted, total.shape[1])
     best, flat = total.topk(candidates, dim=1)  # (B, candidates), descending
     if bool(best.isnan().any()):
-        raise InputError("the model gives log-probabilities that are nan")
+        raise InputError(NOT_NUMBERS)
     parents, tokens = flat // each.shape[2], tokens.flatten(1).gather(1, flat)
     ends = tokens == rules.eos_id
     counted = ends & (best > -math.inf)

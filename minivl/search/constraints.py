@@ -197,7 +197,10 @@ def shaping(temperature: float, top_k: int | None, top_p: float | None) -> Itera
 
 def check_shaping(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raise InputError for one that is out of range."""
-    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+    if temperature == math.inf:
+        raise InputError("temperature=inf: give a finite number (every word would be as likely as any other, whatever "
+                         "the picture)")
+    if not isinstance(temperature, (int, float)) or not temperature > 0:
         raise InputError(f"temperature={temperature!r}: give a number above 0 (the most likely word every time is "
                          "beams=1)")
     if top_k is not None and (type(top_k) is not int or top_k < 1):

@@ -21,6 +21,7 @@ class Unsaid(int):
 
 
 BEAMS = Unsaid(3)
+MOST_REQUIRED = 8  # there are beams for every subset of them: with 8 a caption takes some seconds, with 12 minutes
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Options:
             changes nothing.
         no_repeat_ngram: no so many tokens in a row twice; 0: off.
         forbidden: words or phrases that are not said.
-        required: words or phrases that must be said (Anderson et al. 2017); `beams` are kept for every part of them.
+        required: words or phrases that must be said (Anderson et al. 2017), 8 at most; `beams` are kept for every
+            subset of them, so that each one takes twice as long.
         prefix: what captions begin with; it is given, so its probability does not count.
         allow_unknown: whether <UNK> may be said. It stands for every word that was rare in training, so it is likely
             where no single word is; a caption that says it lacks a word, and reads as if it broke off.
@@ -133,6 +135,9 @@ class Options:
             raise InputError(f"diversity={self.diversity}: it keeps groups of beams apart; give groups=2 or more")
         if self.groups > 1 and self.required:
             raise InputError(f"groups={self.groups}: words that must appear divide the beams already; give groups=1")
+        if len(self.required) > MOST_REQUIRED:
+            raise InputError(f"required: {len(self.required)} words or phrases, and {MOST_REQUIRED} are the most: "
+                             "beams are kept for every subset of them, so that each one more takes twice as long")
         shaped = [name for name, off in (("temperature", 1), ("top_k", None), ("top_p", None))
                   if getattr(self, name) != off]
         if shaped:

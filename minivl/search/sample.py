@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .constraints import Constraint, check_shaping, constrained, shaping
-from .steps import Hypothesis, Steps
+from .steps import NOT_NUMBERS, Hypothesis, NothingFound, Steps
 
 
 @torch.no_grad()
@@ -138,9 +138,10 @@ def _checked(logp: Tensor, done: Tensor) -> Tensor:
     """Log-probabilities to draw from, those of samples that are done made harmless."""
     best = logp.amax(-1).masked_fill(done, 0.0)  # (B, n)
     if bool(best.isnan().any()):
-        raise InputError("the model gives log-probabilities that are nan")
-    if bool((best == -math.inf).any()):
-        raise InputError("nothing is left to say: every token is ruled out by the constraints, or the model gives -inf")
+        raise InputError(NOT_NUMBERS)
+    if bool((over := (best == -math.inf).any(1)).any()):
+        raise NothingFound("nothing is left to say: every token is ruled out by the constraints, or the model gives "
+                           "-inf", int(over.int().argmax()))
     return logp.masked_fill(done[..., None], 0.0)
 
 

@@ -37,6 +37,25 @@ class Steps(Protocol):
         ...
 
 
+NOT_NUMBERS = "the model gives log-probabilities that are nan: its weights are damaged, or too coarsely multiplied"
+
+
+class NothingFound(InputError):
+    """No sequence meets what is wished of a search.
+
+    Args:
+        message: which image, and what is wished.
+        image: its place in the batch.
+
+    Attributes:
+        image: as given.
+    """
+
+    def __init__(self, message: str, image: int) -> None:
+        self.image = image
+        super().__init__(message)
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """One found sequence.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data.photos import photo_batches
-from ..errors import InputError
+from ..errors import InputError, counted, quoted
 from ..files import tensor_bytes
 from ..images import Photo
 from ..loading import load
@@ -42,6 +42,29 @@ def load_clip(weights: str | PathLike[str], device: torch.device | str = "cpu") 
         raise InputError("its preprocessing is unknown, so photos cannot be given to it: name the file after a "
                          "preset, or save it with minivl.save", source=weights)
     return model.to(device).float()
+
+
+def check_reads(clip: CLIP, texts: Sequence[str], *, source: str | PathLike[str]) -> None:
+    """Whether a CLIP can read captions: where it lacks most of their words, its features of them mean nothing.
+
+    Args:
+        clip: any.
+        texts: captions, without a prefix; empty ones say nothing.
+        source: who reads them, for the error.
+
+    Raises:
+        InputError: it has no tokenizer, or in half of the texts half of the tokens are unknown to it.
+    """
+    if clip.tokenizer is None:
+        raise InputError("this CLIP has no tokenizer: it cannot read captions", source=source)
+    unknown = clip.tokenizer.unk_id
+    said = [text for text in texts if text.strip()]
+    lost = [text for text, ids in zip(said, clip.tokenizer.encode_batch(said))
+            if sum(id == unknown for id in ids) * 2 >= len(ids)]
+    if lost and len(lost) * 2 >= len(said):
+        raise InputError(f"this CLIP cannot read {len(lost)} of {counted(len(said), 'caption')}, such as "
+                         f"{quoted(lost[0])}: half of their words or more are unknown to it; give one that was trained "
+                         "on such captions", source=source)
 
 
 def clip_name(clip: CLIP, weights: str | PathLike[str], precision: str = "fp32") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from torch import Tensor
 
@@ -10,11 +11,14 @@ from ..images import Photo
 from ..metrics.clipscore import PRESETS, clip_score, ref_clip_score
 from ..metrics.score import Score
 from ..models.clip import CLIP
-from .clip_features import Progress, image_features, text_features
+from .clip_features import Progress, check_reads, image_features, text_features
 
 
 class ClipJudge:
     """Features of photos and of references, computed once, to score captions with.
+
+    A CLIP that cannot read what is said of such photos is refused: by the references, or where there are none by the
+    captions themselves. (With references it is the captions' own fault if they say what nobody says.)
 
     Args:
         clip: of `load_clip`.
@@ -24,7 +28,7 @@ class ClipJudge:
         precision, workers, progress: of `image_features`.
 
     Raises:
-        InputError: as `image_features` and `text_features`.
+        InputError: as `check_reads` of the references.
     """
 
     def __init__(self, clip: CLIP, photos: Mapping[str, Photo], references: Mapping[str, Sequence[str]], *,
@@ -32,19 +36,38 @@ class ClipJudge:
                  progress: Progress | None = None) -> None:
         self._clip, self._preset, self._model = clip, preset, model
         self._precision, self._progress = precision, progress
-        features = image_features(clip, list(photos.values()), precision=precision, workers=workers, progress=progress)
-        self._images = dict(zip(photos, features))
-        self._references: dict[str, Tensor] = {}
-        if references and PRESETS[preset].reference:
-            flat = self._texts([text for name in photos for text in references[name]])  # (R', D)
-            self._references = dict(zip(photos, flat.split([len(references[name]) for name in photos])))
+        self._photos, self._told, self._workers = photos, references, workers
+        if references:
+            self._check([text for name in photos for text in references[name]])
+
+    @cached_property
+    def _images(self) -> dict[str, Tensor]:
+        """(D,) of each photo; made when captions are there that can be read."""
+        return dict(zip(self._photos, image_features(self._clip, list(self._photos.values()), workers=self._workers,
+                                                     precision=self._precision, progress=self._progress)))
+
+    @cached_property
+    def _references(self) -> dict[str, Tensor]:
+        """(R, D) of what is said of each photo, where a score asks for it."""
+        if not self._told or not PRESETS[self._preset].reference:
+            return {}
+        flat = self._texts([text for name in self._photos for text in self._told[name]])  # (R', D)
+        return dict(zip(self._photos, flat.split([len(self._told[name]) for name in self._photos])))
+
+    def _check(self, texts: Sequence[str]) -> None:
+        check_reads(self._clip, texts, source=self._model or "CLIP")
 
     def scores(self, captions: Mapping[str, str]) -> dict[str, Score]:
         """"clip_score" and, where the preset defines it and there are references, "ref_clip_score".
 
         Args:
             captions: image -> caption, of these photos.
+
+        Raises:
+            InputError: as `image_features`, `text_features` and, without references, `check_reads`.
         """
+        if not self._told:
+            self._check(list(captions.values()))
         texts = dict(zip(captions, self._texts(list(captions.values()))))
         found = {"clip_score": clip_score(self._images, texts, preset=self._preset, model=self._model)}
         if self._references:

@@ -15,7 +15,7 @@ from ..metrics.clipscore import PRESETS
 from ..metrics.docfreq import DocFreq
 from ..metrics.tokens import Tokenize, tokenizer
 from ..models.clip import CLIP
-from .clip_features import text_features
+from .clip_features import check_reads, text_features
 
 REWARDS = ("cider", "clip")
 END = "<END>"  # no way to split captions leaves capitals
@@ -120,7 +120,7 @@ class ClipReward:
         if images.ndim != 2 or images.shape != (len(references), clip.config.text.embed_dim):
             raise InputError(f"features of shape {tuple(images.shape)}: {len(references)} pictures have "
                              f"({len(references)}, {clip.config.text.embed_dim}) by this CLIP", source="clip reward")
-        _check_reads(clip, [text for told in references for text in told[:1]])
+        check_reads(clip, [text for told in references for text in told[:1]], source="clip reward")
         rows = images.detach().cpu().double()
         wrong = ~rows.isfinite().all(1) | (rows == 0).all(1)
         if wrong.any():
@@ -147,18 +147,6 @@ class ClipReward:
                 self._texts.clear()
             self._texts[caption] = values / math.sqrt(math.fsum(values * values))
         return self._texts[caption]
-
-
-def _check_reads(clip: CLIP, texts: Sequence[str]) -> None:
-    """Raise InputError for a pair to which most of these texts are unknown words."""
-    if clip.tokenizer is None:
-        raise InputError("this CLIP has no tokenizer: it cannot read captions", source="clip reward")
-    unknown = clip.tokenizer.unk_id
-    known = [sum(id != unknown for id in ids) * 2 > len(ids) for ids in clip.tokenizer.encode_batch(texts)]
-    if sum(known) * 2 <= len(known):
-        raise InputError(f"this CLIP cannot read {len(known) - sum(known)} of {len(known)} captions, such as "
-                         f"{texts[known.index(False)]!r:.60}: half of their words or more are unknown to it; give one "
-                         "that was trained on such captions", source="clip reward")
 
 
 class Rewards:
