@@ -74,7 +74,7 @@ def test_captions_without_words_agree_with_nothing() -> None:
     ({}, "there are no candidates"), ({"a": []}, r"the candidates of 'a' are \[\], a list"),
     ({"a": "a dog", "b": ["x"]}, "the candidates of 'a' are 'a dog', a list of strings"),
     ({"a": ["x", None], "b": ["x"]}, "the candidate of 'a' is a NoneType"),
-    ({"a": ["x", "y"]}, "1 images with candidates: .* give those of the training captions as df"),
+    ({"a": ["x", "y"]}, "1 image with candidates: .* give those of the training captions as df"),
     ({"a": [""], "b": [" "]}, "0 images with candidates"),
 ])
 def test_faults(found: Any, words: str) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..errors import InputError
+from ..errors import InputError, counted
 from .cider import Scorer
 from .docfreq import DocFreq
 from .tokens import Tokenize, check_candidate, tokenizer
@@ -64,7 +64,7 @@ def consensus(candidates: Mapping[Any, Sequence[str]], *, variant: str = "cider-
     voters = {id: [text for text in texts if text.strip()] for id, texts in candidates.items()
               if any(split.split(text) for text in texts)}
     if df == "corpus" and len(voters) < 2:
-        raise InputError(f"{len(voters)} images with candidates: their document frequencies tell nothing apart; give "
+        raise InputError(f"{counted(len(voters), 'image')} with candidates: their document frequencies tell nothing apart; give "
                          "those of the training captions as df", source="consensus")
     chosen = {id: Chosen(texts[0], 0, 0.0) for id, texts in candidates.items()}
     if not voters:
