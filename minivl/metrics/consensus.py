@@ -64,8 +64,8 @@ def consensus(candidates: Mapping[Any, Sequence[str]], *, variant: str = "cider-
     voters = {id: [text for text in texts if text.strip()] for id, texts in candidates.items()
               if any(split.split(text) for text in texts)}
     if df == "corpus" and len(voters) < 2:
-        raise InputError(f"{counted(len(voters), 'image')} with candidates: their document frequencies tell nothing apart; give "
-                         "those of the training captions as df", source="consensus")
+        raise InputError(f"{counted(len(voters), 'image')} with candidates: their document frequencies tell nothing "
+                         "apart; give those of the training captions as df", source="consensus")
     chosen = {id: Chosen(texts[0], 0, 0.0) for id, texts in candidates.items()}
     if not voters:
         return chosen
