@@ -31,13 +31,13 @@ class Decoding:
         single: each image has one sequence to the end, as in a greedy search. A captioner that is `ready` then attends
             to many visual tokens without making keys and values of them (`KVCache.patience`): a short caption looks at
             them less often than that is worth.
-        many: visual tokens of all images from which it does so.
+        many: visual tokens of all images from which it does so; None: 768.
     """
 
-    def __init__(self, captioner: Captioner, memory: Memory, *, single: bool = False, many: int = MANY) -> None:
+    def __init__(self, captioner: Captioner, memory: Memory, *, single: bool = False, many: int | None = None) -> None:
         self._captioner = captioner
         self._state = captioner.start(memory)
-        if single and memory.tokens.shape[:2].numel() >= many:
+        if single and memory.tokens.shape[:2].numel() >= (MANY if many is None else many):
             config = captioner.config.decoder
             # A step without keys and values multiplies 2 h N C, making them 2 N C D: as much as D / h steps. Half of
             # them leaves room for what narrow products cost, less where the memory is wider than the decoder.
