@@ -34,6 +34,11 @@ def some(names: object, limit: int = 8) -> str:
     return head if len(listed) <= limit else f"{head} and {len(listed) - limit} more"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``"1 caption"``, ``"2 captions"``; the plural is the noun and an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def kind_of(value: object) -> str:
     """What a value of a JSON file is, in words and bounded: "a list", "the string 'dog'"."""
     if isinstance(value, str):

@@ -430,6 +430,7 @@ def test_mistakes_of_caption(tmp_path: Path) -> None:
         ("batch_size", {"batch_size": -1}), ("vocabulary has only 11", {"beams": 12}), ("beam;", {"beam": 3}),
         ("beams=2 with samples=3", {"beams": 2, "samples": 3}), ("numbers", {"numbers": [1], "samples": 2}),
         ("numbers", {"numbers": [1, -1], "samples": 2}), ("13 text positions", {"prefix": (4, 5), "max_len": 10}),
+        ("max_len=10: give at most 9; with <BOS> and the 2 of the prefix", {"prefix": (4, 5), "max_len": 10}),
         ("prefix.*from 0 to 10", {"prefix": (4, 11)}), ("no tokenizer", {"prefix": "a dog"}),
         ("forbidden: 'dog'.*no tokenizer", {"forbidden": ["dog"]}), ("required.*no tok", {"required": ["dog"]}),
         ("forbidden.*from 0 to 10", {"forbidden": [4]}), ("required.*from 0", {"required": [()]}),

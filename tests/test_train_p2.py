@@ -745,7 +745,7 @@ def test_only_the_last_block_moves(data: Path, starts: dict[str, Path], tmp_path
     ({"shard": True}, "--shard: there is one process"), ({"time_limit": -1}, "time_limit=-1"),
     ({"unfreeze": 0}, "--unfreeze 0: give 1 or more"), ({"unfreeze": 4}, "unfreeze=4: the encoder has 3 blocks"),
     ({"encoder_lr": -1}, "encoder_lr=-1.0"), ({"layer_decay": 2}, "layer_decay=2"),
-    ({"max_len": 9}, "--max-len 9: it has room for 8 tokens"), ({"init": "none.safetensors"}, "none.safetensors")])
+    ({"max_len": 9}, "--max-len 9: it has room for 8 tokens, give at most that"), ({"init": "none.safetensors"}, "none.safetensors")])
 def test_what_does_not_go_with_init(data: Path, starts: dict[str, Path], tmp_path: Path, changes: dict[str, Any],
                                     told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert told in mistake(options(data, tmp_path / "one", **begun(starts, "caption", **changes)), capsys)

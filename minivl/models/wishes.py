@@ -42,8 +42,9 @@ def wishes(options: Options, decoder: DecoderConfig, tokenizer: Tokenizer | None
     prompt = (decoder.bos_id, *_prefix(options.prefix, vocabulary, tokenizer))
     if len(prompt) + options.max_len > decoder.max_len:  # a whole caption with its <BOS> must fit a replay
         begin = "<BOS>" if len(prompt) == 1 else f"<BOS> and the {len(prompt) - 1} of the prefix"
-        raise InputError(f"max_len={options.max_len} tokens and {begin} need {len(prompt) + options.max_len} text "
-                         f"positions: this decoder has {decoder.max_len}")
+        raise InputError(f"max_len={options.max_len}: give at most {max(0, decoder.max_len - len(prompt))}; with "
+                         f"{begin} these tokens need {len(prompt) + options.max_len} text positions: this decoder has "
+                         f"{decoder.max_len}")
     pieces = spelling(tokenizer).pieces if tokenizer and (options.forbidden or options.required) \
         else Pieces.words(vocabulary)
     bans = _bans(options, decoder, tokenizer, pieces, device)
