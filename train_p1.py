@@ -82,8 +82,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     programs.recipe_defaults(parser, argv, HERE / "recipes", "train_p1")
     args = parser.parse_args(argv)
     programs.check_common(args)
-    arguments.check_least(args, [(name, 1) for name in ("scenes", "val_scenes", "batch_size", "accumulate",
-                                                        "image_size")])
+    arguments.check_least(args, [(name, 1) for name in ("scenes", "val_scenes", "batch_size", "accumulate")])
+    arguments.check_image_size(args)
     if args.val_fraction is not None and not args.data:
         raise InputError("--val-fraction splits the pictures of --data, which is not given")
     if args.fold and (args.val_fraction is not None or not args.data):

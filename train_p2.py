@@ -187,8 +187,8 @@ def check(args: argparse.Namespace) -> None:
         check_rewards(args)
     arguments.check_least(args, (("scenes", 2 if pair else 1), ("val_scenes", 2), ("refs", 1), ("beams", 1),
                                  ("max_len", 2 if pair else 1), ("min_count", 1), ("embed_dim", 1), ("unfreeze", 1),
-                                 ("accumulate", 1), ("samples", 1), ("batch_size", 1), ("views", 2), ("vocab_size", 1),
-                                 ("image_size", 1)))
+                                 ("accumulate", 1), ("samples", 1), ("batch_size", 1), ("views", 2), ("vocab_size", 1)))
+    arguments.check_image_size(args)
     if args.refs is not None and args.batch_size < args.refs * (2 if pair else 1):
         raise InputError(f"--batch-size {args.batch_size} must hold at least the --refs {args.refs} of "
                          + ("each of two pictures, to be told apart" if pair else "one picture"))

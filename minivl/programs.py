@@ -205,7 +205,8 @@ def _fits(option: argparse.Action, value: Any) -> bool:
 
 
 def program(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
-    """Run a program's main; a user's mistake is one line and exit code 2, Ctrl-C exit code 130."""
+    """Run a program's main; a user's mistake, or what no memory is left for, is one line and exit code 2, Ctrl-C
+    exit code 130."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Lines(sys.stderr)])
     logging.getLogger("PIL").setLevel(logging.WARNING)
     try:
@@ -221,10 +222,20 @@ def program(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
         line = as_typed(error, Parser.told) if isinstance(error, InputError) else str(error)
         print(f"error: {' '.join(line.split())}", file=sys.stderr)
         leave(2)
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        print(f"error: not enough memory: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+        leave(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         leave(130)
     leave(0)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether what was asked for is more than there is; on the CPU torch says so in words alone."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def as_typed(error: InputError, told: argparse.Namespace | None) -> str:

@@ -183,6 +183,7 @@ def ending(error: BaseException | None) -> Any:
 @pytest.mark.parametrize("error, code, line", [
     (None, 0, ""), (InputError("is\nwrong", source="file.json"), 2, "error: file.json: is wrong\n"),
     (FileNotFoundError(2, "No such file", "x.png"), 2, "error: [Errno 2] No such file: 'x.png'\n"),
+    (MemoryError("Unable to allocate\n9 GiB"), 2, "error: not enough memory: Unable to allocate 9 GiB\n"),
     (KeyboardInterrupt(), 130, "stopped\n")])
 def test_endings(error: BaseException | None, code: int, line: str,
                  capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,6 +237,21 @@ programs.program(main)
     assert done.returncode == 2 and b"counting" in done.stderr
     assert lines[1] == "a notice" and lines[-2:] == ["error: --unfreeze 99: there are 3", ""]
     assert b"\na notice\n" in done.stderr and b"\nerror: " in done.stderr
+
+
+@pytest.mark.usefixtures("plain_logging")
+def test_what_no_memory_is_left_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """As torch itself says it on the CPU: a plain RuntimeError; others are bugs."""
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2 ** 58)
+    assert ending(raised.value) == 2
+    assert capsys.readouterr().err.startswith("error: not enough memory: ")
+    with pytest.raises(RuntimeError, match="shapes"):
+        programs.program(lambda argv: raising(RuntimeError("shapes do not fit")))  # type: ignore[arg-type]
+
+
+def raising(error: Exception) -> None:
+    raise error
 
 
 @pytest.mark.usefixtures("plain_logging")

@@ -739,8 +739,9 @@ def test_only_the_last_block_moves(data: Path, starts: dict[str, Path], tmp_path
     ({"encoder_lr": 1e-4, "freeze_encoder": True}, "--encoder-lr is for an encoder that is trained"),
     ({"layer_decay": 0.5, "freeze_encoder": True}, "--layer-decay is for an encoder that is trained"),
     ({"checkpointing": True, "freeze_encoder": True}, "--checkpointing is for an encoder that is trained"),
-    ({"image_size": 30}, "caption.safetensors: image_size (30, 30) is not a whole number of patches"),
-    ({"image_size": 0}, "--image-size 0: give 1 or more"),
+    ({"image_size": 30}, "caption.safetensors: image_size (30, 30) is not a whole number of patches (8, 8): 24 or 32 "
+     "would be"), ({"image_size": 5}, "(8, 8): 8 would be"),
+    ({"image_size": 0}, "--image-size 0: give 1 or more"), ({"image_size": 4097}, "at most 4096 pixels a side"),
     ({"accumulate": 0}, "--accumulate 0: give 1"), ({"sam_adaptive": True}, "sam_adaptive"),
     ({"shard": True}, "--shard: there is one process"), ({"time_limit": -1}, "time_limit=-1"),
     ({"unfreeze": 0}, "--unfreeze 0: give 1 or more"), ({"unfreeze": 4}, "unfreeze=4: the encoder has 3 blocks"),

@@ -18,6 +18,9 @@ from .plan import Plan
 FREE = ("out", "resume", "json", "workers", "device", "time_limit", "compile", "accumulate", "checkpointing", "shard")
 
 
+LARGEST_SIDE = 4096  # pixels: 65,536 patches of 16; beyond it attention and its position table cannot be meant
+
+
 def add_memory(group: Any, blocks: str = "blocks") -> None:
     """--checkpointing and --compile, into a group of the parser."""
     group.add_argument("--checkpointing", action="store_true", help=f"compute {blocks} twice: less memory")
@@ -91,6 +94,12 @@ def check_least(args: argparse.Namespace, least: Iterable[tuple[str, int]]) -> N
     for name, low in least:
         if (value := getattr(args, name)) is not None and value < low:
             raise InputError(f"--{name.replace('_', '-')} {value}: give {low} or more")
+
+
+def check_image_size(args: argparse.Namespace) -> None:
+    """Raise InputError for an --image-size that no model can be meant to take, before its position table is made."""
+    if args.image_size is not None and not 1 <= args.image_size <= LARGEST_SIDE:
+        raise InputError(f"--image-size {args.image_size}: give 1 or more, at most {LARGEST_SIDE} pixels a side")
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
