@@ -235,8 +235,10 @@ def main(argv: Sequence[str] | None) -> None:
         args.precision = programs.precision_of(args.precision, device)
         plan = arguments.plan_of(args)
         run = Run(args.out)
-        group.first_then_all(lambda: run.check(args.resume), lambda: None)
-        train(args, plan, group, device)
+        known = arguments.known_settings(args, ["data"])
+        group.first_then_all(lambda: run.check(args.resume, known), lambda: None)
+        with run.stoppable(group.first):
+            train(args, plan, group, device)
 
 
 def train(args: argparse.Namespace, plan: Plan, group: Processes, device: torch.device) -> None:

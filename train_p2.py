@@ -357,8 +357,11 @@ def main(argv: Sequence[str] | None) -> None:
         args.precision = programs.precision_of(args.precision, device)
         plan = arguments.plan_of(args)
         run = Run(args.out)
-        group.first_then_all(lambda: run.check(args.resume), lambda: None)
-        train(args, plan, run, group, device)
+        later = ["max_len"] if args.max_len is None else []  # the file of --init says it
+        known = arguments.known_settings(args, ["features", *later])
+        group.first_then_all(lambda: run.check(args.resume, known), lambda: None)
+        with run.stoppable(group.first):
+            train(args, plan, run, group, device)
 
 
 def train(args: argparse.Namespace, plan: Plan, run: Run, group: Processes, device: torch.device) -> None:

@@ -687,6 +687,58 @@ def test_a_lost_checkpoint_is_no_reason_to_begin_again(tmp_path: Path) -> None:
     assert len(list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}, resume=True))) == 4
 
 
+def test_a_run_without_a_step_is_begun_anew(tmp_path: Path) -> None:
+    """What it left is replaced; one with a step, or with weights, is not."""
+    def begin(**settings: Any) -> None:
+        list(fit(Line(), LineTask(), LINE, out=tmp_path, settings=settings))
+
+    for name, text in ((run_files.CONFIG, '{"kind": "curve"}'), (run_files.HISTORY, "\n"),
+                       (run_files.SKIPPED, "a.jpg: is no picture"), (".config-a.json", "half")):
+        (tmp_path / name).write_text(text)
+    begin(kind="line")
+    assert json.loads((tmp_path / run_files.CONFIG).read_text())["kind"] == "line"
+    assert not (tmp_path / run_files.SKIPPED).exists() and not list(tmp_path.glob(".*"))
+    (tmp_path / run_files.CHECKPOINT).unlink()
+    for name in (run_files.BEST, run_files.LAST):
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(InputError, match="already holds a run"):
+        begin(kind="line")  # its history has steps
+    (tmp_path / run_files.HISTORY).write_text("")
+    (tmp_path / run_files.BEST).write_bytes(b"weights")
+    with pytest.raises(InputError, match="already holds a run"):
+        begin(kind="line")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path, resume: bool) -> None:
+    pytest.importorskip("fcntl")
+    rows = fit(Line(), LineTask(), LINE, out=tmp_path, settings={})
+    next(rows)
+    for refused in (lambda: Run(tmp_path).check(resume),
+                    lambda: list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={}, resume=resume))):
+        with pytest.raises(InputError, match="another process is training here") as raised:
+            refused()
+        assert str(raised.value).startswith(f"{tmp_path}: ")
+    assert len(list(rows)) == LINE.epochs - 1 and not (tmp_path / run_files.LOCK).exists()
+    assert list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={}, resume=True)) == []
+
+
+def test_how_to_go_on_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    def told(first: bool = True) -> list[str]:
+        caplog.clear()
+        with pytest.raises(KeyboardInterrupt), Run(tmp_path).stoppable(first):
+            raise KeyboardInterrupt
+        return caplog.messages
+
+    assert told() == ["told to end before a checkpoint was written: there is nothing to go on from"]
+    rows = fit(Line(), LineTask(), LINE, out=tmp_path, settings={})
+    next(rows)
+    rows.close()
+    assert told() == ["told to end: --resume goes on from step 4"] and told(first=False) == []
+
+
 def test_settings_are_held_against_the_checkpoint_too(tmp_path: Path) -> None:
     lost(tmp_path, run_files.CONFIG)
     for plan, kind, told in ((replace(LINE, lr=0.2), "line", "lr was 0.1, is 0.2"),

@@ -388,9 +388,16 @@ def test_folders_of_runs(data: Path, whole: Path, tmp_path: Path, capsys: pytest
     assert "already holds a run" in mistake(options(data, whole, **HARD))
     minivl.save(vit(3), tmp_path / "other.safetensors")
     for changes, told in (({"lr": 0.5}, "lr was 0.05, is 0.5"), ({"init": tmp_path / "other.safetensors"}, "init was"),
-                          ({"data": data / "folders" / "train", "val_fraction": 0.5}, "data_hash was")):
+                          ({"data": data / "course"}, "data_hash was"),
+                          ({"data": data / "folders" / "train", "val_fraction": 0.5}, "val_fraction was None, is 0.5")):
         assert told in mistake(options(data, whole, "--resume", **{**HARD, **changes}))
     assert {file.name: file.read_bytes() for file in whole.iterdir()} == before
+
+
+def test_other_settings_are_refused_before_pictures_are_read(data: Path, whole: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_p1, "build_model", lambda *args: pytest.fail("weights came first"))
+    assert "lr was 0.05, is 0.5" in mistake(options(data, whole, "--resume", **{**HARD, "lr": 0.5}))
 
 
 def test_weights_of_something_else(data: Path, whole: Path, tmp_path: Path) -> None:

@@ -928,6 +928,9 @@ def test_a_photo_that_does_not_open(data: Path, tmp_path: Path, frozen_encoder: 
     with pytest.raises(InputError) as raised:
         train(data, tmp_path / "one", images=tmp_path / "photos", freeze_encoder=frozen_encoder)
     assert str(tmp_path / "photos" / "4.jpg") in str(raised.value) and len(str(raised.value)) < 300
+    train(data, tmp_path / "one", freeze_encoder=frozen_encoder, lr=1e-3)  # no step was made: begun anew, and otherwise
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["lr"] == 1e-3
+    assert {file.name for file in (tmp_path / "one").iterdir()} == LEFT
 
 
 def test_a_folder_that_holds_a_run(data: Path, frozen: Path, capsys: pytest.CaptureFixture[str],
@@ -936,9 +939,10 @@ def test_a_folder_that_holds_a_run(data: Path, frozen: Path, capsys: pytest.Capt
     # long work before the refusal would be a waste
     monkeypatch.setattr(train_p2, "load_images", lambda *args: pytest.fail("features came first"))
     assert "already holds a run: give --resume" in mistake(options(data, frozen), capsys)
-    monkeypatch.undo()
+    monkeypatch.setattr(train_p2, "load_photos", lambda *args: pytest.fail("photos came first"))
     with pytest.raises(InputError, match="lr was 0.003, is 0.004") as raised:
         train(data, frozen, resume=True, lr=0.004, dropout=0.4)
+    monkeypatch.undo()
     assert "dropout was 0.3, is 0.4" in str(raised.value) and str(frozen) in str(raised.value)
     assert {file.name: file.read_bytes() for file in frozen.iterdir()} == before
 

@@ -120,6 +120,15 @@ def settings_of(args: argparse.Namespace, told: Any, free: Iterable[str] = ()) -
         told: JSON-able: labels, captions, a tokenizer.
         free: options that may change, beside `FREE`.
     """
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
-                if key not in (*FREE, *free)}
-    return {**settings, "data_hash": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}
+    return {**known_settings(args, free), "data_hash": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}
+
+
+def known_settings(args: argparse.Namespace, free: Iterable[str] = ()) -> dict[str, Any]:
+    """Those of `settings_of` that are known before data is read: the options.
+
+    Args:
+        args: the options.
+        free: those that may change, beside `FREE`, or are filled in later.
+    """
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
+            if key not in (*FREE, *free)}

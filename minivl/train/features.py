@@ -12,8 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -29,6 +28,7 @@ from ..errors import InputError, some
 from ..files import read_json, sha256, tensor_bytes, write_json
 from ..images import Preprocessing, preprocess
 from ..models.vit import ViT
+from .locks import locked
 from .loop import PRECISIONS, autocast
 
 # fields of a ViT's config that change no feature, or are told by another (norm_after_pool, by which tensors there are)
@@ -155,7 +155,7 @@ def compute_features(encoder: ViT, photos: Sequence[Path] | Files | Members, cac
     hashes = hash_photos(photos, progress) if hashes is None else hashes
     shape = (encoder.config.n_tokens, encoder.config.width)
     file, index_file = folder / "rows.bin", folder / "rows.json"
-    with _locked(folder / "lock"):
+    with locked(folder / "lock"):
         index = _read_index(index_file, file, shape[0] * shape[1] * PRECISIONS[dtype].itemsize)
         missing = {digest: place for place, digest in enumerate(hashes) if digest not in index}
         todo = list(missing.items())
@@ -252,20 +252,3 @@ def encode_images(encoder: ViT, images: Images, *, dtype: str = "bf16", batch_si
     encoder.eval()
     return torch.cat([_encode(encoder, images[list(range(start, min(start + batch_size, len(images))))], dtype)
                       for start in starts])
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time fills a cache; the lock goes with the process."""
-    with open(path, "w") as opened:
-        try:
-            import fcntl
-        except ImportError:  # Windows has none
-            logger.warning("%s: this system locks no files: let one program at a time fill this folder", path.parent)
-        else:
-            try:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("%s: another process is filling this folder, waiting for it", path.parent)
-                fcntl.flock(opened, fcntl.LOCK_EX)
-        yield

@@ -40,7 +40,8 @@ def load_start(args: argparse.Namespace) -> Captioner | CLIP:
     part = loaded.decoder.config if isinstance(loaded, Captioner) else loaded.text.config
     room = part.max_len - 1
     if args.max_len is not None and args.max_len > room:
-        raise InputError(f"--max-len {args.max_len}: it has room for {room} tokens, give at most that", source=args.init)
+        raise InputError(f"--max-len {args.max_len}: it has room for {room} tokens, give at most that",
+                         source=args.init)
     args.max_len = min(NEW["max_len"], room) if args.max_len is None else args.max_len
     tower_of(loaded, args.init)
     told: dict[str, Any] = {"tokenizer": loaded.tokenizer, "preprocessing": loaded.preprocessing}
