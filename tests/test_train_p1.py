@@ -358,7 +358,11 @@ def broken(folder: Path) -> None:
     (None, {"sam": -0.1}, "sam=-0.1"), (None, {"mixup": -1}, "mixup=-1"), (None, {"smoothing": 1}, "smoothing=1"),
     (None, {"flip": 2}, "flip=2"), (None, {"crop_scale": 0}, "crop_scale"), (None, {"drop_path": 1}, "drop_path=1"),
     (None, {"accumulate": 0}, "--accumulate 0"), (None, {"layer_decay": 2}, "layer_decay=2"),
-    (None, {"recipe": "pets"}, "--recipe pets: unknown"),
+    (None, {"recipe": "pets"}, "--recipe pets: unknown"), (None, {"momentum": 0.5}, "--momentum changes nothing with"),
+    (None, {"period": 2}, "--period changes nothing with --schedule cosine"), (None, {"ema": 1}, "ema=1.0"),
+    (None, {"magnitude": 5, "auto": "autoaugment"}, "--magnitude changes nothing with --auto autoaugment"),
+    (None, {"val_scenes": 5}, "--val-scenes does not go with --data"),
+    (None, {"optimizer": "sgd", "momentum": 1}, "momentum=1.0: nothing of the past"),
 ])
 def test_mistakes(data: Path, tmp_path: Path, make: Callable[[Path], None] | None, changes: dict[str, Any],
                   told: str) -> None:
@@ -405,6 +409,11 @@ def test_weights_of_something_else(data: Path, whole: Path, tmp_path: Path) -> N
     minivl.save(tiny_run.captioner(), tmp_path / "captioner.safetensors")
     told = mistake(options(data, tmp_path / "run", init=tmp_path / "captioner.safetensors"))
     assert told.startswith(str(tmp_path / "captioner.safetensors")) and "is a captioner" in told
+    start = vit(3)
+    start.state_dict()["pos_embed"][0, 1, 2] = float("inf")
+    minivl.save(start, tmp_path / "inf.safetensors")
+    told = mistake(options(data, tmp_path / "run", init=tmp_path / "inf.safetensors"))
+    assert told.startswith(f"{tmp_path / 'inf.safetensors'}: 1 tensor with nan or infinite values")
     assert not (tmp_path / "run").exists()
 
 

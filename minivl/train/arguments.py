@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -76,14 +76,14 @@ def add_schedule(parser: argparse.ArgumentParser, *, of: str, epochs: int, warmu
 def add_run(parser: argparse.ArgumentParser) -> Any:
     """The group of the run, which is returned to be added to."""
     run = parser.add_argument_group("run")
-    run.add_argument("--out", type=run_folder, required=True, help="folder of the run")
+    run.add_argument("--out", type=folder, required=True, help="folder of the run")
     run.add_argument("--resume", action="store_true", help="continue the run in --out")
     run.add_argument("--shard", action="store_true", help="with torchrun: each process keeps a part of the weights")
     return run
 
 
-def run_folder(text: str) -> Path:
-    """The path of --out."""
+def folder(text: str) -> Path:
+    """The path of a folder that is written to, such as --out."""
     if not text.strip():
         raise argparse.ArgumentTypeError("name a folder")
     return Path(text)
@@ -100,6 +100,20 @@ def check_image_size(args: argparse.Namespace) -> None:
     """Raise InputError for an --image-size that no model can be meant to take, before its position table is made."""
     if args.image_size is not None and not 1 <= args.image_size <= LARGEST_SIDE:
         raise InputError(f"--image-size {args.image_size}: give 1 or more, at most {LARGEST_SIDE} pixels a side")
+
+
+def check_idle(args: argparse.Namespace, said: Container[str]) -> None:
+    """Raise InputError for an option that the command line gives and that changes nothing; a recipe may know it for
+    runs in which it does.
+
+    Args:
+        args: the options.
+        said: those that the command line gives (see `programs.said`).
+    """
+    for names, other, value in ((("momentum",), "optimizer", "sgd"), (("factor", "period"), "schedule", "step")):
+        if getattr(args, other) != value and (idle := [name for name in names if name in said]):
+            raise InputError(f"--{idle[0]} changes nothing with --{other} {getattr(args, other)}: it is for --{other} "
+                             f"{value}")
 
 
 def plan_of(args: argparse.Namespace) -> Plan:

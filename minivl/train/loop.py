@@ -142,7 +142,17 @@ class _Training:
         self.stepper = Stepper(shared, task, plan, self.optimizer, processes)
         self.state = processes.first_then_all(lambda: run.open(self.told, resume, self.restore),
                                               lambda: run.follow(resume, self.restore))
+        if processes.first:
+            self.warn()
         self.started = self.begun = self.saved = time.monotonic()
+
+    def warn(self) -> None:
+        """Tell of rates that are hardly meant."""
+        if self.plan.warmup >= self.total:
+            logger.warning("warm-up: the learning rate rises for %d steps, and all epochs together have %d, so that it "
+                           "never comes down", self.plan.warmup, self.total)
+        if not self.plan.lr:
+            logger.warning("learning rate 0: no weight will change")
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Put a checkpoint back; returns the progress it was saved with."""
