@@ -175,7 +175,9 @@ def check(args: argparse.Namespace) -> None:
     """Refuse options that contradict each other or are out of range."""
     check_photos(args)
     if keeps_features(args) and not args.features.is_dir():  # one that is there may be complete, and closed to writing
-        programs.check_place("--features", args.features / "any")
+        if args.features.exists():
+            raise InputError(f"--features {args.features}: is a file, a folder is needed: name another")
+        programs.check_place("--features", args.features)
     if args.mirror and not args.images:
         raise InputError("--mirror is for --images: captions of the built-in scenes say where things are")
     frozen_photos = bool(args.images and args.freeze_encoder)

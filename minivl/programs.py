@@ -240,7 +240,8 @@ def _lacks_memory(error: Exception) -> bool:
 
 def as_typed(error: InputError, told: argparse.Namespace | None) -> str:
     """The line of a mistake, in which an option is called as on the command line and not as in the library:
-    ``unfreeze=99: ...`` is ``--unfreeze 99: ...`` where that is what the command line says.
+    ``unfreeze=99: ...`` is ``--unfreeze 99: ...`` where that is what the command line says, and ``max_len was 8, ...``
+    is ``--max-len was 8, ...``.
 
     Args:
         error: the mistake. The file it names in front stays as it is.
@@ -250,6 +251,8 @@ def as_typed(error: InputError, told: argparse.Namespace | None) -> str:
     file = error.source if error.source is not None and line.startswith(error.source) else ""
     text = line[len(file):]
     for name, value in vars(told).items() if told is not None else ():
+        option = f"--{name.replace('_', '-')}"
+        text = re.sub(rf"(?<![\w/.-]){name}(?= was [^,]*, is )", option, text)  # of a run before
         if value is None or isinstance(value, bool):
             continue
         forms, link = {str(value), repr(value)}, "="
@@ -258,7 +261,7 @@ def as_typed(error: InputError, told: argparse.Namespace | None) -> str:
         names = "|".join([name, *(field for field, option in FIELDS.items() if option == name)])
         # not within a path or another word
         text = re.sub(rf"(?<![\w/.-])(?:{names}){link}(?:{'|'.join(map(re.escape, forms))})(?![\w/]|\.\w)",
-                      lambda _: f"--{name.replace('_', '-')} {value}", text)
+                      lambda _: f"{option} {value}", text)
     return file + text
 
 

@@ -202,6 +202,8 @@ def test_endings(error: BaseException | None, code: int, line: str,
     ("is no file", "lr=-1.0", "lr=-1.0: is no file"),  # a file of that name
     ("runs/lr=-1.0 and lr=-1.0/x and lr=-1.01 and --lr -1.0", None,
      "runs/lr=-1.0 and lr=-1.0/x and lr=-1.01 and --lr -1.0"),
+    ("other settings: lr was 0.1, is 3, tied was True, is False, data_hash was 'a', is 'b'", "runs/one",
+     "runs/one: other settings: --lr was 0.1, is 3, --tied was True, is False, data_hash was 'a', is 'b'"),
     ("tied=True", None, "tied=True"), ("the last is lr=-1.0.", None, "the last is --lr -1.0.")])
 def test_options_are_named_as_they_are_typed(message: str, source: str | None, line: str) -> None:
     made = parser()

@@ -884,7 +884,8 @@ def mistake(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ({"features": "f", **SCENES}, "--features changes nothing here"),
     ({"features": "f", **SCENES, "freeze_encoder": True}, "--features changes nothing here"),
     ({"features": ""}, "argument --features: name a folder"),
-    ({"features": __file__}, f"--features {__file__}/any: {__file__} is a file, no folder can be made there")])
+    ({"features": __file__}, f"--features {__file__}: is a file, a folder is needed"),
+    ({"features": f"{__file__}/deep"}, f"--features {__file__}/deep: {__file__} is a file, no folder can be made")])
 def test_mistakes_of_the_command_line(data: Path, tmp_path: Path, changes: dict[str, Any], told: str,
                                       capsys: pytest.CaptureFixture[str]) -> None:
     assert told in mistake(options(data, tmp_path / "one", **changes), capsys)
