@@ -33,6 +33,7 @@ from minivl.train.distributed import Processes, processes
 from minivl.train.loop import fit
 from minivl.train.plan import Plan
 from minivl.train.run import SKIPPED, Run, read_history
+from minivl.train.starting import check_finite
 
 Say = Callable[[dict[str, Any], str], None]  # report a result, as JSON or text, from the first process alone
 HERE = Path(__file__).resolve().parent
@@ -82,8 +83,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     programs.recipe_defaults(parser, argv, HERE / "recipes", "train_p1")
     args = parser.parse_args(argv)
     programs.check_common(args)
-    arguments.check_least(args, [(name, 1) for name in ("scenes", "val_scenes", "batch_size", "accumulate",
-                                                        "image_size")])
+    check_said(args, programs.said(parser, argv))
+    arguments.check_least(args, [(name, 1) for name in ("scenes", "val_scenes", "batch_size", "accumulate")])
+    arguments.check_image_size(args)
     if args.val_fraction is not None and not args.data:
         raise InputError("--val-fraction splits the pictures of --data, which is not given")
     if args.fold and (args.val_fraction is not None or not args.data):
@@ -94,6 +96,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise InputError("--shard: with --sam-local no process has gradients of its own, and a head alone "
                          "(--freeze encoder, nothing augmented) has nothing to share out; leave one of the two out")
     return args
+
+
+def check_said(args: argparse.Namespace, said: set[str]) -> None:
+    """Refuse what is said and would change nothing; a recipe may know it for runs in which it does."""
+    arguments.check_idle(args, said)
+    if args.data and (idle := [name for name in ("scenes", "val_scenes") if name in said]):
+        raise InputError(f"--{idle[0].replace('_', '-')} does not go with --data: these photos are what is read")
+    if "magnitude" in said and args.auto != "randaugment":
+        raise InputError(f"--magnitude changes nothing with --auto {args.auto}: it is for --auto randaugment")
 
 
 def fold_of(text: str) -> str:
@@ -111,6 +122,7 @@ def build_model(args: argparse.Namespace) -> ViT:
         loaded = minivl.create(args.model or SMALL)
     else:
         loaded = minivl.load(args.init, name=args.model).float()
+        check_finite(loaded, args.init)
     model = loaded.visual if isinstance(loaded, CLIP) else loaded
     if not isinstance(model, ViT):
         raise InputError("is a captioner: a ViT, or a CLIP for its image tower, is needed",
@@ -235,8 +247,10 @@ def main(argv: Sequence[str] | None) -> None:
         args.precision = programs.precision_of(args.precision, device)
         plan = arguments.plan_of(args)
         run = Run(args.out)
-        group.first_then_all(lambda: run.check(args.resume), lambda: None)
-        train(args, plan, group, device)
+        known = arguments.known_settings(args, ["data"])
+        group.first_then_all(lambda: run.check(args.resume, known), lambda: None)
+        with run.stoppable(group.first):
+            train(args, plan, group, device)
 
 
 def train(args: argparse.Namespace, plan: Plan, group: Processes, device: torch.device) -> None:

@@ -18,8 +18,9 @@ import torch
 import minivl
 from minivl import programs
 from minivl.data.augment import View
+from minivl.data.pictures import has_shards
 from minivl.data.scenes import Scenes
-from minivl.errors import InputError
+from minivl.errors import InputError, counted
 from minivl.loading import weight_folders
 from minivl.models.captioner import Captioner
 from minivl.models.clip import CLIP
@@ -137,7 +138,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     scst.add_argument("--scst-dropout", action=argparse.BooleanOptionalAction,
                       help=own_help("scst_dropout", "keep dropout in the pass with gradients"))
     run = arguments.add_run(parser)
-    run.add_argument("--features", type=Path, default=weight_folders()[-1].parent / "features",
+    run.add_argument("--features", type=arguments.folder, default=weight_folders()[-1].parent / "features",
                      help="cache of frozen features")
     parser.add_common(precision="auto")
     programs.recipe_defaults(parser, argv, HERE / "recipes", "train_p2")
@@ -152,16 +153,31 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def check_said(args: argparse.Namespace, said: set[str]) -> None:
     """Refuse what is said and would change nothing; a recipe may know it for runs in which it does."""
+    arguments.check_idle(args, said)
     for names, other, why in (
             (("scenes", "val_scenes"), "images", "these photos are what is read"),
             (("pieces", "vocab_size", "min_count"), "tokenizer", "that file has its words")):
         if getattr(args, other) and (idle := [name for name in names if name in said]):
             raise InputError(f"--{idle[0].replace('_', '-')} does not go with --{other}: {why}")
+    if "features" in said and not keeps_features(args):
+        raise InputError("--features changes nothing here: it is for features of photos with --freeze-encoder, and for "
+                         "indexes of shards")
+
+
+def keeps_features(args: argparse.Namespace) -> bool:
+    """Whether anything is written to --features."""
+    places = [(args.images, args.captions), (args.val_images or args.images, args.val_captions)]
+    return bool(args.images) and (args.freeze_encoder or any(
+        captions is None or has_shards(images) for images, captions in places))
 
 
 def check(args: argparse.Namespace) -> None:
     """Refuse options that contradict each other or are out of range."""
     check_photos(args)
+    if keeps_features(args) and not args.features.is_dir():  # one that is there may be complete, and closed to writing
+        if args.features.exists():
+            raise InputError(f"--features {args.features}: is a file, a folder is needed: name another")
+        programs.check_place("--features", args.features)
     if args.mirror and not args.images:
         raise InputError("--mirror is for --images: captions of the built-in scenes say where things are")
     frozen_photos = bool(args.images and args.freeze_encoder)
@@ -187,8 +203,8 @@ def check(args: argparse.Namespace) -> None:
         check_rewards(args)
     arguments.check_least(args, (("scenes", 2 if pair else 1), ("val_scenes", 2), ("refs", 1), ("beams", 1),
                                  ("max_len", 2 if pair else 1), ("min_count", 1), ("embed_dim", 1), ("unfreeze", 1),
-                                 ("accumulate", 1), ("samples", 1), ("batch_size", 1), ("views", 2), ("vocab_size", 1),
-                                 ("image_size", 1)))
+                                 ("accumulate", 1), ("samples", 1), ("batch_size", 1), ("views", 2), ("vocab_size", 1)))
+    arguments.check_image_size(args)
     if args.refs is not None and args.batch_size < args.refs * (2 if pair else 1):
         raise InputError(f"--batch-size {args.batch_size} must hold at least the --refs {args.refs} of "
                          + ("each of two pictures, to be told apart" if pair else "one picture"))
@@ -280,6 +296,7 @@ def load_tokens(args: argparse.Namespace, data: Data, model: Captioner | CLIP, e
                   for number in range(1, args.views)]
     elif training and args.mirror:
         shown += [{"flip": True}]
+    features.check_closed(encoder, args.features, args.precision, shown)
     hashes = features.hash_photos(pictures, programs.progress)
     views = [features.compute_features(encoder, pictures, args.features, dtype=args.precision,
                                        hashes=hashes, workers=args.workers, progress=programs.progress, **how)
@@ -357,8 +374,11 @@ def main(argv: Sequence[str] | None) -> None:
         args.precision = programs.precision_of(args.precision, device)
         plan = arguments.plan_of(args)
         run = Run(args.out)
-        group.first_then_all(lambda: run.check(args.resume), lambda: None)
-        train(args, plan, run, group, device)
+        later = ["max_len"] if args.max_len is None else []  # the file of --init says it
+        known = arguments.known_settings(args, ["features", *later])
+        group.first_then_all(lambda: run.check(args.resume, known), lambda: None)
+        with run.stoppable(group.first):
+            train(args, plan, run, group, device)
 
 
 def train(args: argparse.Namespace, plan: Plan, run: Run, group: Processes, device: torch.device) -> None:
@@ -397,14 +417,16 @@ def train(args: argparse.Namespace, plan: Plan, run: Run, group: Processes, devi
         finish(args, run, len(val_data.names))
 
 
-def report_start(args: argparse.Namespace, model: Captioner | CLIP, pictures: int, cut: int) -> None:
-    """Say what is about to be trained."""
+def report_start(args: argparse.Namespace, model: Captioner | CLIP, pictures: int, cut: int | None) -> None:
+    """Say what is about to be trained; cut: captions that are read in part, None where none are read."""
     assert model.tokenizer is not None
     words = model.tokenizer.vocab_size
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    programs.report(args, {"images": pictures, "vocabulary": words, "trained_parameters": trained, "cut_captions": cut},
-                    f"{pictures} training pictures, vocabulary {words}, {trained / 1e6:.2f} M trained parameters, "
-                    f"{cut} captions cut at {args.max_len} tokens")
+    told = {"images": pictures, "vocabulary": words, "trained_parameters": trained}
+    text = f"{counted(pictures, 'training picture')}, vocabulary {words}, {trained / 1e6:.2f} M trained parameters"
+    if cut is not None:
+        told["cut_captions"], text = cut, f"{text}, {counted(cut, 'caption')} cut at {args.max_len} tokens"
+    programs.report(args, told, text)
 
 
 def scores_text(scores: Mapping[str, Any]) -> str:

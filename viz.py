@@ -40,7 +40,7 @@ from minivl.plotting.positions import positions_plot
 from minivl.plotting.ranking import MOST_WORDS, Ranked, ranking_sheet, word_size
 from minivl.plotting.sheet import panel_size
 from minivl.search import BEAMS, Options
-from minivl.search.arguments import as_typed, options_of
+from minivl.search.arguments import options_as_typed, options_of
 from minivl.text.tokenizer import Tokenizer
 from minivl.train.clip_features import clip_name, load_clip
 from minivl.train.clip_judge import ClipJudge
@@ -377,7 +377,7 @@ def run_caption(args: argparse.Namespace) -> None:
     model = captioner_of(load(weights, device), weights)
     look, decoder = look_of(model, weights, args.layer, args.heads), model.config.decoder
     options = options_of(args, model.longest)
-    with as_typed():
+    with options_as_typed():
         model.caption([], **vars(options))
     assert model.preprocessing is not None  # `load` saw to it
     count = SCENES_DRAWN if args.scenes is None else args.scenes
@@ -419,7 +419,7 @@ def check_ranking(args: argparse.Namespace) -> None:
     if args.predictions and args.beams is not None:
         raise InputError("--beams: the captions are given with --predictions, none is searched for")
     if args.beams is not None:
-        with as_typed():
+        with options_as_typed():
             Options(beams=args.beams)
     if args.images and not args.weights and not (args.layer is None and args.heads is None):
         raise InputError("--layer, --heads: without --weights there is no captioner whose attention could be drawn")
@@ -469,7 +469,7 @@ def run_ranking(args: argparse.Namespace) -> None:
         photos = photos_of(args.images) if args.images else {
             source.name: source.open() for source in scenes(SCENES_RANKED if args.scenes is None else args.scenes,
                                                             args.seed, captioner.preprocessing.size[0], args.out)}
-        with as_typed():
+        with options_as_typed():
             found = say_captions(captioner, photos, BEAMS if args.beams is None else args.beams, precision=precision,
                                  progress=programs.progress)
     judge = ClipJudge(clip, found.photos, {}, preset=args.clip_preset, model=clip_name(clip, clip_weights, precision),

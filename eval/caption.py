@@ -31,7 +31,7 @@ from minivl.images import open_photo
 from minivl.models.captioner import Caption, Captioner
 from minivl.models.vit import ViT
 from minivl.search import Options
-from minivl.search.arguments import add_options, as_typed, options_of
+from minivl.search.arguments import add_options, options_as_typed, options_of
 from minivl.train.loop import autocast
 
 log = logging.getLogger("caption")
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None) -> None:
                          "leave it out")
     options = options_of(args, max(1, min(model.longest, model.config.decoder.max_len - 1 - prefix)))
     began = time.perf_counter()
-    with as_typed():
+    with options_as_typed():
         model.caption([], **vars(options))  # words that it has not, and the like, before any photo is opened
         told = list(captions(model if args.compile else model.ready(), list(files.values()), options, args))
     seconds = time.perf_counter() - began

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from .errors import InputError, some
 from .files import read_json
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+FIELDS = {"num_heads": "heads"}  # what the library calls otherwise than the option
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -34,7 +36,13 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the options every program has."""
+    """argparse with the options every program has.
+
+    Attributes:
+        told: what the command line of this process says, by which `as_typed` names options.
+    """
+
+    told: argparse.Namespace | None = None
 
     def __init__(self, doc: str | None, **options: Any) -> None:
         super().__init__(description=doc, formatter_class=_Help,
@@ -57,6 +65,13 @@ class Parser(argparse.ArgumentParser):
         for action in group._group_actions:
             if action.dest in idle:
                 action.help = "no effect here; every program takes it"
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, and keep what was told."""
+        told = super().parse_args(args, namespace)
+        if namespace is None:
+            Parser.told = told  # what a program fills in later is seen here too
+        return told
 
     def error(self, message: str) -> NoReturn:
         """One line, exit code 2."""
@@ -109,8 +124,24 @@ def precision_of(name: str, device: torch.device) -> str:
 
 
 def progress(iterable: Iterable[Any], **options: Any) -> Iterable[Any]:
-    """tqdm on standard error, gone when done."""
-    return tqdm(iterable, leave=False, dynamic_ncols=True, **options)
+    """tqdm on standard error: gone when done where that is a terminal, else a line of its own."""
+    return tqdm(iterable, leave=not sys.stderr.isatty(), dynamic_ncols=True, **options)
+
+
+def _open_bars() -> list[tqdm]:
+    """Progress bars that are being drawn, those of downloads too."""
+    return list(getattr(tqdm, "_instances", ()))
+
+
+class _Lines(logging.StreamHandler):
+    """Log lines on standard error, each on a line of its own even where a bar is being drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one."""
+        with tqdm.external_write_mode(file=sys.stderr):  # wipes bars out, and draws them again below
+            if _open_bars() and not sys.stderr.isatty():  # nothing is wiped out of a file
+                self.stream.write("\n")
+            super().emit(record)
 
 
 def report(args: argparse.Namespace, values: dict[str, Any], text: str) -> None:
@@ -177,21 +208,64 @@ def _fits(option: argparse.Action, value: Any) -> bool:
 
 
 def program(main: Callable[[Sequence[str] | None], None]) -> NoReturn:
-    """Run a program's main; a user's mistake is one line and exit code 2, Ctrl-C exit code 130."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    """Run a program's main; a user's mistake, or what no memory is left for, is one line and exit code 2, Ctrl-C
+    exit code 130."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Lines(sys.stderr)])
     logging.getLogger("PIL").setLevel(logging.WARNING)
     try:
-        main(None)
+        try:
+            main(None)
+        finally:  # whatever ends it is told on a line of its own
+            for bar in _open_bars():
+                bar.close()
     except BrokenPipeError:  # the reader of a pipe has gone, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(1)
     except (InputError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        line = as_typed(error, Parser.told) if isinstance(error, InputError) else str(error)
+        print(f"error: {' '.join(line.split())}", file=sys.stderr)
+        leave(2)
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        print(f"error: not enough memory: {' '.join(str(error).split())[:200]}", file=sys.stderr)
         leave(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         leave(130)
     leave(0)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether what was asked for is more than there is; on the CPU torch says so in words alone."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def as_typed(error: InputError, told: argparse.Namespace | None) -> str:
+    """The line of a mistake, in which an option is called as on the command line and not as in the library:
+    ``unfreeze=99: ...`` is ``--unfreeze 99: ...`` where that is what the command line says, and ``max_len was 8, ...``
+    is ``--max-len was 8, ...``.
+
+    Args:
+        error: the mistake. The file it names in front stays as it is.
+        told: the options; None: the line stays as it is.
+    """
+    line = str(error)
+    file = error.source if error.source is not None and line.startswith(error.source) else ""
+    text = line[len(file):]
+    for name, value in vars(told).items() if told is not None else ():
+        option = f"--{name.replace('_', '-')}"
+        text = re.sub(rf"(?<![\w/.-]){name}(?= was [^,]*, is )", option, text)  # of a run before
+        if value is None or isinstance(value, bool):
+            continue
+        forms, link = {str(value), repr(value)}, "="
+        if isinstance(value, (int, float)):
+            forms, link = {*forms, f"({value}, {value})"}, "[= ]"  # a side, told as height and width
+        names = "|".join([name, *(field for field, option in FIELDS.items() if option == name)])
+        # not within a path or another word
+        text = re.sub(rf"(?<![\w/.-])(?:{names}){link}(?:{'|'.join(map(re.escape, forms))})(?![\w/]|\.\w)",
+                      lambda _: f"{option} {value}", text)
+    return file + text
 
 
 def leave(code: int) -> NoReturn:

@@ -51,6 +51,6 @@ def test_least_values() -> None:
     for name, low, told in (("val_scenes", 2, "--val-scenes 1: give 2 or more"), ("beams", 1, "--beams 0: give 1")):
         with pytest.raises(InputError, match=told):
             arguments.check_least(args, [(name, low)])
-    assert arguments.run_folder("runs/one") == Path("runs/one")
+    assert arguments.folder("runs/one") == Path("runs/one")
     with pytest.raises(argparse.ArgumentTypeError, match="name a folder"):
-        arguments.run_folder(" ")
+        arguments.folder(" ")

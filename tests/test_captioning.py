@@ -572,7 +572,8 @@ def test_a_photo_that_does_not_open_is_one_line(tmp_path: Path, workers: int) ->
 
 @pytest.mark.parametrize("changes, told", [
     ({"refs": 0}, "refs|captions"), ({"refs": 3, "batch_size": 2}, "batch_size=2"), ({"beams": 0}, "beams=0"),
-    ({"max_len": 0}, "max_len=0"), ({"max_len": 11}, "max_len=11"), ({"views": 2}, "as many pictures")])
+    ({"max_len": 0}, "max_len=0"), ({"max_len": 11}, "max_len=11: give at most 10"),
+    ({"views": 2}, "as many pictures")])
 def test_mistakes_are_found_before_training(changes: dict[str, Any], told: str) -> None:
     model = tiny_run.captioner()
     with pytest.raises(InputError, match=told):

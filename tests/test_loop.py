@@ -423,8 +423,8 @@ def test_how_often_is_saved_may_change(whole: tuple[Path, Plan], tmp_path: Path)
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={}))
-    for name in (".checkpoint-x1_y2.safetensors", ".best-a.safetensors", ".history-b.jsonl", ".tmpgAObXr",
-                 ".keep", ".tmp"):
+    for name in (".checkpoint-x1_y2.safetensors", ".best-a.safetensors", ".history-b.jsonl", ".history-c.png",
+                 ".tmpgAObXr", ".keep", ".tmp"):
         (tmp_path / name).write_text("half")
     list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={}, resume=True))
     assert {file.name for file in tmp_path.glob(".*")} == {".keep", ".tmp"}
@@ -442,7 +442,8 @@ def test_resuming_a_finished_run_does_nothing(whole: tuple[Path, Plan]) -> None:
     {"clip": -1.0}, {"clip": math.nan}, {"ema": 1.5}, {"ema": -0.1}, {"precision": "fp8"},
     {"optimizer": "adam"}, {"schedule": "linear"}, {"factor": 1.5}, {"period": 0}, {"layer_decay": -1},
     {"sam": -0.1},
-    {"momentum": 1.1}, {"time_limit": -1}, {"sam_adaptive": True}, {"sam_local": True}])
+    {"momentum": 1.1}, {"momentum": 1.0}, {"ema": 1.0},
+    {"time_limit": -1}, {"sam_adaptive": True}, {"sam_local": True}])
 def test_plan_out_of_range(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(changes))):
         replace(QUICK, **changes)
@@ -685,6 +686,67 @@ def test_a_lost_checkpoint_is_no_reason_to_begin_again(tmp_path: Path) -> None:
     assert (tmp_path / run_files.HISTORY).read_bytes() == history
     (tmp_path / run_files.HISTORY).write_text('{"step": 1, "loss": 2.0}\n')  # killed in its first epoch
     assert len(list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={"kind": "line"}, resume=True))) == 4
+
+
+def test_a_run_without_a_step_is_begun_anew(tmp_path: Path) -> None:
+    """What it left is replaced; one with a step, or with weights, is not."""
+    def begin(**settings: Any) -> None:
+        list(fit(Line(), LineTask(), LINE, out=tmp_path, settings=settings))
+
+    for name, text in ((run_files.CONFIG, '{"kind": "curve"}'), (run_files.HISTORY, "\n"),
+                       (run_files.SKIPPED, "a.jpg: is no picture"), (".config-a.json", "half")):
+        (tmp_path / name).write_text(text)
+    begin(kind="line")
+    assert json.loads((tmp_path / run_files.CONFIG).read_text())["kind"] == "line"
+    assert not (tmp_path / run_files.SKIPPED).exists() and not list(tmp_path.glob(".*"))
+    (tmp_path / run_files.CHECKPOINT).unlink()
+    for name in (run_files.BEST, run_files.LAST):
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(InputError, match="already holds a run"):
+        begin(kind="line")  # its history has steps
+    (tmp_path / run_files.HISTORY).write_text("")
+    (tmp_path / run_files.BEST).write_bytes(b"weights")
+    with pytest.raises(InputError, match="already holds a run"):
+        begin(kind="line")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path, resume: bool) -> None:
+    pytest.importorskip("fcntl")
+    rows = fit(Line(), LineTask(), LINE, out=tmp_path, settings={})
+    next(rows)
+    for refused in (lambda: Run(tmp_path).check(resume),
+                    lambda: list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={}, resume=resume))):
+        with pytest.raises(InputError, match="another process is training here") as raised:
+            refused()
+        assert str(raised.value).startswith(f"{tmp_path}: ")
+    assert len(list(rows)) == LINE.epochs - 1 and not (tmp_path / run_files.LOCK).exists()
+    assert list(fit(Line(), LineTask(), LINE, out=tmp_path, settings={}, resume=True)) == []
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"warmup": 16}, "the learning rate rises for 16 steps, and all epochs together have 16"), ({"warmup": 15}, ""),
+    ({"lr": 0.0}, "learning rate 0: no weight will change")])
+def test_rates_that_are_hardly_meant_are_told(tmp_path: Path, changes: dict[str, Any], told: str,
+                                              caplog: pytest.LogCaptureFixture) -> None:
+    list(fit(Line(), LineTask(), replace(LINE, **changes), out=tmp_path, settings={}))
+    assert told in caplog.text and bool(told) == bool(caplog.records)
+
+
+def test_how_to_go_on_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    def told(first: bool = True) -> list[str]:
+        caplog.clear()
+        with pytest.raises(KeyboardInterrupt), Run(tmp_path).stoppable(first):
+            raise KeyboardInterrupt
+        return caplog.messages
+
+    assert told() == ["told to end before a checkpoint was written: there is nothing to go on from"]
+    rows = fit(Line(), LineTask(), LINE, out=tmp_path, settings={})
+    next(rows)
+    rows.close()
+    assert told() == ["told to end: --resume goes on from step 4"] and told(first=False) == []
 
 
 def test_settings_are_held_against_the_checkpoint_too(tmp_path: Path) -> None:

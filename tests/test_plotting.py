@@ -289,6 +289,32 @@ def test_history_of_several_runs_and_of_a_beginning(tmp_path: Path) -> None:
             history_plot(runs)  # type: ignore[arg-type]
 
 
+def rewarded(epochs: int, steps: int) -> list[dict[str, float]]:
+    """Of self-critical training: a loss of either sign, and a reward."""
+    return [row if "epoch" in row else {**row, "loss": -0.01 * row["step"], "reward": 0.5 + 0.001 * row["step"]}
+            for row in history(epochs, steps)]
+
+
+def test_rewards_have_axes_of_their_own(tmp_path: Path) -> None:
+    figure = history_plot({"run": rewarded(2, 60)})
+    losses, rewards, scores = figure.axes
+    assert [line.get_label() for line in losses.lines] == ["validation"]  # not the loss of training beside it
+    assert losses.get_ylabel() == "loss" and rewards.get_ylabel() == "reward of a step, mean"
+    raw, mean = rewards.lines
+    np.testing.assert_allclose(raw.get_xydata(), [(step, 0.5 + 0.001 * step) for step in range(1, 121)])
+    assert mean.get_label() == "training (mean of 3 steps)"
+    assert [line.get_label() for line in scores.lines] == ["cider_d"]
+    save_figure(figure, tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as picture:
+        assert picture.size == (1860, 480)
+    both = history_plot({"first": history(2, 60), "then": rewarded(2, 60)})
+    losses, rewards, scores = both.axes
+    assert [len(axes.lines) for axes in both.axes] == [4, 2, 2]  # a training and two validations; one; two
+    assert {line.get_color() for line in rewards.lines} == {scores.lines[1].get_color()}
+    (alone,) = history_plot({"begun": rewarded(1, 3)[:2]}).axes
+    assert alone.get_ylabel() == "reward of a step, mean" and len(alone.lines) == 2
+
+
 @pytest.mark.parametrize("count", [2, 9, 24])
 def test_the_legend_of_many_runs_covers_no_curve(count: int) -> None:
     figure = history_plot({f"runs/{'long_name_' * (number % 30)}$a$ {number}": history(2, 10 + number)

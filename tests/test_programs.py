@@ -183,11 +183,77 @@ def ending(error: BaseException | None) -> Any:
 @pytest.mark.parametrize("error, code, line", [
     (None, 0, ""), (InputError("is\nwrong", source="file.json"), 2, "error: file.json: is wrong\n"),
     (FileNotFoundError(2, "No such file", "x.png"), 2, "error: [Errno 2] No such file: 'x.png'\n"),
+    (MemoryError("Unable to allocate\n9 GiB"), 2, "error: not enough memory: Unable to allocate 9 GiB\n"),
     (KeyboardInterrupt(), 130, "stopped\n")])
 def test_endings(error: BaseException | None, code: int, line: str,
                  capsys: pytest.CaptureFixture[str]) -> None:
     assert ending(error) == code
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("message, source, line", [
+    ("epochs=0: give 1", None, "--epochs 0: give 1"), ("lr=-1.0: give", None, "--lr -1.0: give"),
+    ("epochs=0 and lr=-1.0", "mine.json", "mine.json: --epochs 0 and --lr -1.0"),
+    ("epochs=1: give 2", None, "epochs=1: give 2"),  # that is not what the command line says
+    ("image_size (30, 30) is none", "a.safetensors", "a.safetensors: --image-size 30 is none"),
+    ("image_size (30, 20) is none", None, "image_size (30, 20) is none"),
+    ("width 15 is not divisible by num_heads 2", None, "--width 15 is not divisible by --heads 2"),
+    ("norm='post': give", None, "--norm post: give"), ("images=photos", None, "--images photos"),
+    ("is no file", "lr=-1.0", "lr=-1.0: is no file"),  # a file of that name
+    ("runs/lr=-1.0 and lr=-1.0/x and lr=-1.01 and --lr -1.0", None,
+     "runs/lr=-1.0 and lr=-1.0/x and lr=-1.01 and --lr -1.0"),
+    ("other settings: lr was 0.1, is 3, tied was True, is False, data_hash was 'a', is 'b'", "runs/one",
+     "runs/one: other settings: --lr was 0.1, is 3, --tied was True, is False, data_hash was 'a', is 'b'"),
+    ("tied=True", None, "tied=True"), ("the last is lr=-1.0.", None, "the last is --lr -1.0.")])
+def test_options_are_named_as_they_are_typed(message: str, source: str | None, line: str) -> None:
+    made = parser()
+    for name in ("image-size", "width", "heads"):
+        made.add_argument(f"--{name}", type=int)
+    told = made.parse_args(["--epochs", "0", "--lr", "-1", "--image-size", "30", "--norm", "post", "--width", "15",
+                            "--heads", "2", "--images", "photos"])
+    error = InputError(message, source=source)
+    assert programs.as_typed(error, told) == line and programs.as_typed(error, None) == str(error)
+    assert programs.Parser.told is told
+    programs.said(made, ["--epochs", "5"])
+    assert programs.Parser.told is told  # asking what is said tells nothing
+
+
+def test_a_program_names_the_option_and_stands_apart_from_its_bar() -> None:
+    """Of a bar that is being drawn where a message comes, in a file: both the notice and the end begin lines."""
+    text = """
+import logging
+from minivl import programs
+from minivl.errors import InputError
+def main(argv):
+    parser = programs.Parser("A program.")
+    parser.add_argument("--unfreeze", type=int)
+    parser.parse_args(["--unfreeze", "99"])
+    for number in programs.progress(range(3), desc="counting"):
+        if number == 1:
+            logging.getLogger("test").info("a notice")
+            raise InputError("unfreeze=99: there are 3")
+programs.program(main)
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True)
+    lines = [line.split(b"\r")[-1].decode() for line in done.stderr.split(b"\n")]
+    assert done.returncode == 2 and b"counting" in done.stderr
+    assert lines[1] == "a notice" and lines[-2:] == ["error: --unfreeze 99: there are 3", ""]
+    assert b"\na notice\n" in done.stderr and b"\nerror: " in done.stderr
+
+
+@pytest.mark.usefixtures("plain_logging")
+def test_what_no_memory_is_left_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """As torch itself says it on the CPU: a plain RuntimeError; others are bugs."""
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2 ** 58)
+    assert ending(raised.value) == 2
+    assert capsys.readouterr().err.startswith("error: not enough memory: ")
+    with pytest.raises(RuntimeError, match="shapes"):
+        programs.program(lambda argv: raising(RuntimeError("shapes do not fit")))  # type: ignore[arg-type]
+
+
+def raising(error: Exception) -> None:
+    raise error
 
 
 @pytest.mark.usefixtures("plain_logging")

@@ -18,7 +18,7 @@ from minivl.data.scenes import scene
 from minivl.errors import InputError
 from minivl.models.captioner import Captioner
 from minivl.search import BEAMS, Options, beam_search, sample_search
-from minivl.search.arguments import as_typed, options_of
+from minivl.search.arguments import options_as_typed, options_of
 
 
 @pytest.mark.parametrize("given", [
@@ -73,7 +73,7 @@ def test_a_command_line_names_options_as_they_are_typed() -> None:
     text = ("max_len=17 and min_len=3: n_best='x', no_repeat_ngram=2; required: 'a'; runs/top_k=3.json, 'seed=3' and "
             "lengths=4, beams of samples")
     with pytest.raises(InputError) as caught:
-        with as_typed():
+        with options_as_typed():
             raise InputError(text, source="photos/beams=2")
     assert str(caught.value) == ("photos/beams=2: --max-len 17 and --min-len 3: --n-best 'x', --no-repeat-ngram 2; "
                                  "--required: 'a'; runs/top_k=3.json, 'seed=3' and lengths=4, beams of samples")

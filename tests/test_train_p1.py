@@ -351,13 +351,18 @@ def broken(folder: Path) -> None:
     (None, {"data": None, "fold": "1/3"}, "--fold splits"), (None, {"fold": "4/3"}, "fold 4/3: give k/n"),
     (None, {"init": "nowhere.safetensors"}, "nowhere.safetensors"),
     (None, {"init": "none", "model": "vit_huge"}, "unknown model 'vit_huge'"),
-    (None, {"image_size": 20}, "is not a whole number of patches"),
+    (None, {"image_size": 20}, "is not a whole number of patches (8, 8): 16 or 24 would be"),
     (None, {"image_size": 0}, "--image-size 0: give 1 or more"),
+    (None, {"image_size": 160000}, "--image-size 160000: give 1 or more, at most 4096 pixels a side"),
     (None, {"lr": -1}, "lr=-1"), (None, {"lr": "nan"}, "lr=nan"),
     (None, {"sam": -0.1}, "sam=-0.1"), (None, {"mixup": -1}, "mixup=-1"), (None, {"smoothing": 1}, "smoothing=1"),
     (None, {"flip": 2}, "flip=2"), (None, {"crop_scale": 0}, "crop_scale"), (None, {"drop_path": 1}, "drop_path=1"),
     (None, {"accumulate": 0}, "--accumulate 0"), (None, {"layer_decay": 2}, "layer_decay=2"),
-    (None, {"recipe": "pets"}, "--recipe pets: unknown"),
+    (None, {"recipe": "pets"}, "--recipe pets: unknown"), (None, {"momentum": 0.5}, "--momentum changes nothing with"),
+    (None, {"period": 2}, "--period changes nothing with --schedule cosine"), (None, {"ema": 1}, "ema=1.0"),
+    (None, {"magnitude": 5, "auto": "autoaugment"}, "--magnitude changes nothing with --auto autoaugment"),
+    (None, {"val_scenes": 5}, "--val-scenes does not go with --data"),
+    (None, {"optimizer": "sgd", "momentum": 1}, "momentum=1.0: nothing of the past"),
 ])
 def test_mistakes(data: Path, tmp_path: Path, make: Callable[[Path], None] | None, changes: dict[str, Any],
                   told: str) -> None:
@@ -387,9 +392,16 @@ def test_folders_of_runs(data: Path, whole: Path, tmp_path: Path, capsys: pytest
     assert "already holds a run" in mistake(options(data, whole, **HARD))
     minivl.save(vit(3), tmp_path / "other.safetensors")
     for changes, told in (({"lr": 0.5}, "lr was 0.05, is 0.5"), ({"init": tmp_path / "other.safetensors"}, "init was"),
-                          ({"data": data / "folders" / "train", "val_fraction": 0.5}, "data_hash was")):
+                          ({"data": data / "course"}, "data_hash was"),
+                          ({"data": data / "folders" / "train", "val_fraction": 0.5}, "val_fraction was None, is 0.5")):
         assert told in mistake(options(data, whole, "--resume", **{**HARD, **changes}))
     assert {file.name: file.read_bytes() for file in whole.iterdir()} == before
+
+
+def test_other_settings_are_refused_before_pictures_are_read(data: Path, whole: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_p1, "build_model", lambda *args: pytest.fail("weights came first"))
+    assert "lr was 0.05, is 0.5" in mistake(options(data, whole, "--resume", **{**HARD, "lr": 0.5}))
 
 
 def test_weights_of_something_else(data: Path, whole: Path, tmp_path: Path) -> None:
@@ -397,6 +409,11 @@ def test_weights_of_something_else(data: Path, whole: Path, tmp_path: Path) -> N
     minivl.save(tiny_run.captioner(), tmp_path / "captioner.safetensors")
     told = mistake(options(data, tmp_path / "run", init=tmp_path / "captioner.safetensors"))
     assert told.startswith(str(tmp_path / "captioner.safetensors")) and "is a captioner" in told
+    start = vit(3)
+    start.state_dict()["pos_embed"][0, 1, 2] = float("inf")
+    minivl.save(start, tmp_path / "inf.safetensors")
+    told = mistake(options(data, tmp_path / "run", init=tmp_path / "inf.safetensors"))
+    assert told.startswith(f"{tmp_path / 'inf.safetensors'}: 1 tensor with nan or infinite values")
     assert not (tmp_path / "run").exists()
 
 

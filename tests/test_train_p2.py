@@ -93,6 +93,8 @@ def options(data: Path, out: Path, /, **changes: Any) -> list[str]:
             "ema": 0.9, "beams": 2, "precision": "fp32", "device": "cpu", "out": out,
             "features": out.parent / "features",
             **{key.replace("_", "-"): value for key, value in changes.items()}}
+    if "features" not in changes and not (told["freeze-encoder"] and told["images"]):
+        del told["features"]  # it would change nothing
     argv = []
     for key, value in told.items():
         if value is not None and value is not False:
@@ -739,13 +741,15 @@ def test_only_the_last_block_moves(data: Path, starts: dict[str, Path], tmp_path
     ({"encoder_lr": 1e-4, "freeze_encoder": True}, "--encoder-lr is for an encoder that is trained"),
     ({"layer_decay": 0.5, "freeze_encoder": True}, "--layer-decay is for an encoder that is trained"),
     ({"checkpointing": True, "freeze_encoder": True}, "--checkpointing is for an encoder that is trained"),
-    ({"image_size": 30}, "caption.safetensors: image_size (30, 30) is not a whole number of patches"),
-    ({"image_size": 0}, "--image-size 0: give 1 or more"),
+    ({"image_size": 30}, "caption.safetensors: image_size (30, 30) is not a whole number of patches (8, 8): 24 or 32 "
+     "would be"), ({"image_size": 5}, "(8, 8): 8 would be"),
+    ({"image_size": 0}, "--image-size 0: give 1 or more"), ({"image_size": 4097}, "at most 4096 pixels a side"),
     ({"accumulate": 0}, "--accumulate 0: give 1"), ({"sam_adaptive": True}, "sam_adaptive"),
     ({"shard": True}, "--shard: there is one process"), ({"time_limit": -1}, "time_limit=-1"),
     ({"unfreeze": 0}, "--unfreeze 0: give 1 or more"), ({"unfreeze": 4}, "unfreeze=4: the encoder has 3 blocks"),
     ({"encoder_lr": -1}, "encoder_lr=-1.0"), ({"layer_decay": 2}, "layer_decay=2"),
-    ({"max_len": 9}, "--max-len 9: it has room for 8 tokens"), ({"init": "none.safetensors"}, "none.safetensors")])
+    ({"max_len": 9}, "--max-len 9: it has room for 8 tokens, give at most that"),
+    ({"init": "none.safetensors"}, "none.safetensors")])
 def test_what_does_not_go_with_init(data: Path, starts: dict[str, Path], tmp_path: Path, changes: dict[str, Any],
                                     told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert told in mistake(options(data, tmp_path / "one", **begun(starts, "caption", **changes)), capsys)
@@ -872,7 +876,16 @@ def mistake(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ({"resume": True}, "nothing to resume"), ({"out": None}, "--out"), ({"device": "tpu"}, "--device"),
     ({"read": "one"}, "--read one: one caption of a picture is read in an epoch, and --refs 2"),
     ({"read": "some"}, "--read"), ({"scheduled_sampling": 1.1}, "--scheduled-sampling 1.1: give a share from 0 to 1"),
-    ({"precision": "fp8"}, "--precision")])
+    ({"precision": "fp8"}, "--precision"), ({"ema": 1}, "ema=1.0: nothing of the past would ever be forgotten"),
+    ({"momentum": 0.9}, "--momentum changes nothing with --optimizer adamw: it is for --optimizer sgd"),
+    ({"period": 2}, "--period changes nothing with --schedule cosine: it is for --schedule step"),
+    ({"factor": 0.1, "schedule": "constant"}, "--factor changes nothing with --schedule constant"),
+    ({"features": "f", "freeze_encoder": None}, "--features changes nothing here: it is for features of photos with"),
+    ({"features": "f", **SCENES}, "--features changes nothing here"),
+    ({"features": "f", **SCENES, "freeze_encoder": True}, "--features changes nothing here"),
+    ({"features": ""}, "argument --features: name a folder"),
+    ({"features": __file__}, f"--features {__file__}: is a file, a folder is needed"),
+    ({"features": f"{__file__}/deep"}, f"--features {__file__}/deep: {__file__} is a file, no folder can be made")])
 def test_mistakes_of_the_command_line(data: Path, tmp_path: Path, changes: dict[str, Any], told: str,
                                       capsys: pytest.CaptureFixture[str]) -> None:
     assert told in mistake(options(data, tmp_path / "one", **changes), capsys)
@@ -927,6 +940,63 @@ def test_a_photo_that_does_not_open(data: Path, tmp_path: Path, frozen_encoder: 
     with pytest.raises(InputError) as raised:
         train(data, tmp_path / "one", images=tmp_path / "photos", freeze_encoder=frozen_encoder)
     assert str(tmp_path / "photos" / "4.jpg") in str(raised.value) and len(str(raised.value)) < 300
+    train(data, tmp_path / "one", freeze_encoder=frozen_encoder, lr=1e-3)  # no step was made: begun anew, and otherwise
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["lr"] == 1e-3
+    assert {file.name for file in (tmp_path / "one").iterdir()} == LEFT
+
+
+def test_what_a_recipe_knows_for_other_runs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    recipe = {"program": "train_p2", "optimizer": "sgd", "momentum": 0.5, "schedule": "step", "factor": 0.5,
+              "period": 3}
+    (tmp_path / "recipes" / "mine.json").write_text(json.dumps(recipe))
+    monkeypatch.setattr(train_p2, "HERE", tmp_path)
+    argv = options(data, tmp_path / "one", recipe="mine")
+    assert train_p2.parse([*argv, "--optimizer", "adamw", "--schedule", "cosine"]).momentum == 0.5
+    assert train_p2.parse([*argv, "--momentum", "0.7", "--period", "4"]).period == 4
+    with pytest.raises(InputError, match="--momentum changes nothing with --optimizer adamw"):
+        train_p2.parse([*argv, "--optimizer", "adamw", "--momentum", "0.7"])
+
+
+def test_features_in_a_folder_closed_to_writing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is found; what is not there is refused, before photos are hashed where that can be known."""
+    closed, real = tmp_path / "features", open
+
+    def opened(path: Any, mode: str = "r", **told: Any) -> Any:
+        if closed in Path(path).parents and mode not in ("r", "rb"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, mode, **told)
+
+    train(data, tmp_path / "one", epochs=1)
+    for module in ("features", "locks"):
+        monkeypatch.setattr(f"minivl.train.{module}.open", opened, raising=False)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: closed not in (Path(path), *Path(path).parents) and access(
+        path, mode))
+    train(data, tmp_path / "two", epochs=1)
+    assert story(tmp_path / "two") == story(tmp_path / "one")
+    (tmp_path / "photos").mkdir()
+    for photo in (data / "photos").iterdir():
+        with Image.open(photo) as picture:
+            picture.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "photos" / photo.name)
+    with pytest.raises(InputError, match="features cannot be written here .Permission denied.: give another --f"):
+        train(data, tmp_path / "three", epochs=1, images=tmp_path / "photos")
+    monkeypatch.setattr(features, "hash_photos", lambda *args: pytest.fail("photos were hashed first"))
+    with pytest.raises(InputError, match=f"{closed}: is closed to writing, and holds no features of this encoder"):
+        train(data, tmp_path / "three", epochs=1, encoder=data / "classifier.safetensors", precision="bf16")
+
+
+@pytest.mark.parametrize("option", ["init", "encoder"])
+def test_weights_that_are_not_finite(data: Path, starts: dict[str, Path], tmp_path: Path, option: str,
+                                     capsys: pytest.CaptureFixture[str]) -> None:
+    model = minivl.load(starts["caption"] if option == "init" else data / "vit.safetensors")
+    name = next(name for name, _ in model.named_parameters() if name.endswith("blocks.1.mlp.fc1.bias"))
+    model.state_dict()[name][3] = float("nan")
+    path = tmp_path / "nan.safetensors"
+    minivl.save(model, path)
+    changes = begun(starts, "caption", init=path) if option == "init" else {"encoder": path}
+    assert mistake(options(data, tmp_path / "one", **changes), capsys).startswith(
+        f"{path}: 1 tensor with nan or infinite values, from which nothing can be trained: {name}")
 
 
 def test_a_folder_that_holds_a_run(data: Path, frozen: Path, capsys: pytest.CaptureFixture[str],
@@ -935,9 +1005,10 @@ def test_a_folder_that_holds_a_run(data: Path, frozen: Path, capsys: pytest.Capt
     # long work before the refusal would be a waste
     monkeypatch.setattr(train_p2, "load_images", lambda *args: pytest.fail("features came first"))
     assert "already holds a run: give --resume" in mistake(options(data, frozen), capsys)
-    monkeypatch.undo()
+    monkeypatch.setattr(train_p2, "load_photos", lambda *args: pytest.fail("photos came first"))
     with pytest.raises(InputError, match="lr was 0.003, is 0.004") as raised:
         train(data, frozen, resume=True, lr=0.004, dropout=0.4)
+    monkeypatch.undo()
     assert "dropout was 0.3, is 0.4" in str(raised.value) and str(frozen) in str(raised.value)
     assert {file.name: file.read_bytes() for file in frozen.iterdir()} == before
 
@@ -1018,8 +1089,10 @@ def scst(frozen: Path, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("changes", [{}, {"freeze_encoder": None, "encoder_lr": 1e-3, "baseline": "greedy",
                                           "samples": 1, "accumulate": 2, "scst_dropout": True}])
-def test_self_critical_runs(data: Path, frozen: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_self_critical_runs(data: Path, frozen: Path, tmp_path: Path, changes: dict[str, Any],
+                            capsys: pytest.CaptureFixture[str]) -> None:
     train(data, tmp_path / "one", **scst(frozen, **changes))
+    assert "8 training pictures, vocabulary" in (said := capsys.readouterr().out) and " cut at " not in said
     assert {file.name for file in (tmp_path / "one").iterdir()} == LEFT
     rows = story(tmp_path / "one")
     assert [row["step"] for row in rows] == [1, 2, 3, 3, 4, 5, 6, 6]

@@ -120,17 +120,22 @@ def open_captioned(images: Path, captions: Path | None, split: str | None = None
         return Captioned(Members(shards), shards.names, shards.told)
     told = read_captions(captions, split=split)
     names, texts = Strings(told.images), Told(told.captions[name] for name in told.images)
-    if not _has_shards(images, told.images[0]):
+    if not has_shards(images, told.images[0]):
         told.check_images(images)
         return Captioned(Files(images, names), names, texts)
     shards = ShardSet(images, cache=cache, texts="none", progress=progress)
     return Captioned(Members(shards, _places(shards, told, images)), names, texts)
 
 
-def _has_shards(images: Path, name: str) -> bool:
-    """Whether it is meant to be shards; else a folder, be it there or not, in which such a photo is a file."""
+def has_shards(images: Path, name: str = "") -> bool:
+    """Whether it is meant to be shards; else a folder, be it there or not, in which such a photo is a file.
+
+    Args:
+        images: a folder, a shard or a pattern of them.
+        name: of a photo, where one is known: in a folder that has it as a file shards are not looked for.
+    """
     if images.is_dir():
-        if (images / name).is_file():
+        if name and (images / name).is_file():
             return False
         with os.scandir(images) as entries:
             return any(entry.name.lower().endswith(".tar") or PACKED.search(entry.name) for entry in entries)

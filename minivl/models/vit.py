@@ -37,6 +37,13 @@ def check_rates(config: Any) -> None:
             raise InputError(f"{name}={value!r}: give a number from {low:g} to {high:g}")
 
 
+def _fitting(image_size: tuple[int, int], patch_size: tuple[int, int]) -> str:
+    """The nearest sizes that are whole numbers of patches, in words: "96 or 112", sides that differ in brackets."""
+    below = tuple(side // patch * patch for side, patch in zip(image_size, patch_size))
+    above = tuple(-(-side // patch) * patch for side, patch in zip(image_size, patch_size))
+    return " or ".join(str(one[0] if one[0] == one[1] else one) for one in (below, above) if min(one) > 0)
+
+
 def reset_linears(model: nn.Module) -> None:
     """Random start of every linear layer: truncated normals (std 0.02) for weights, zeros for biases."""
     for module in model.modules():
@@ -121,7 +128,7 @@ class ViTConfig:
             object.__setattr__(self, name, pair)
         if any(side % patch for side, patch in zip(self.image_size, self.patch_size)):
             raise InputError(f"image_size {self.image_size} is not a whole number of patches "
-                             f"{self.patch_size}")
+                             f"{self.patch_size}: {_fitting(self.image_size, self.patch_size)} would be")
         object.__setattr__(self, "stem", tuple(self.stem))
         if not all(isinstance(channels, int) and channels > 0 for channels in self.stem):
             raise InputError(f"stem={self.stem!r}: give the channels of each convolution, positive whole numbers")

@@ -23,21 +23,23 @@ Rows = Sequence[Mapping[str, Any]]
 NO_SCORES = ("epoch", "step", "train_loss", "seconds", "lr")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito 2008
 MARKERS = "osD^vPX*"
-WIDTH, SMALL = 1240, 9  # pixels of a figure of two panels, points of legends
+WIDTH, ALONE, SMALL = 620, 680, 9  # pixels of a panel among others, and alone; points of legends
 
 
 def history_plot(runs: Mapping[str, Rows]) -> Figure:
     """Losses and scores of training runs, one over the other.
 
     Args:
-        runs: name -> rows of its history. A row of a step has "step" and "loss"; a row of an epoch has
-            "epoch", "step" and numbers by name: those that end in "_loss" are drawn with the training
-            loss, all others but "seconds" on a panel of scores.
+        runs: name -> rows of its history. A row of a step has "step", "loss" and, in self-critical training,
+            "reward"; a row of an epoch has "epoch", "step" and numbers by name: those that end in "_loss" are drawn
+            with the training loss, all others but "seconds" on a panel of scores.
 
     Returns:
         The figure: loss of every step (thin) and its moving mean, validation loss per epoch; and
-        scores per epoch on a second axes, where there are any. Colours are runs, where there are several; a legend
-        under the panels tells which.
+        scores per epoch on axes of their own, where there are any. Of a run that is rewarded the mean reward of each
+        step is drawn, on axes between these, in the place of its training loss: that is another quantity than the
+        validation loss, and one that does not say how good captions are. Colours are runs, where there are several; a
+        legend under the panels tells which.
 
     Raises:
         InputError: no runs, or a run without a single row.
@@ -48,24 +50,30 @@ def history_plot(runs: Mapping[str, Rows]) -> Figure:
                          source=empty[0] if empty else None)
     scores = list(dict.fromkeys(name for rows in runs.values() for name in _names(rows)
                                 if not name.endswith("_loss")))
-    named = ["\n".join(wrap(run, WIDTH - 80, SMALL)) for run in runs] if len(runs) > 1 else []
-    columns = max(1, int((WIDTH - 40) // (max(map(_width, named), default=0) + 60)))
+    rewarded = [any("reward" in row for row in rows) for rows in runs.values()]
+    lost = not all(rewarded) or any(name.endswith("_loss") for rows in runs.values() for name in _names(rows))
+    labels = ["loss"] * lost + ["reward of a step, mean"] * any(rewarded) + ["score on validation data"] * bool(scores)
+    named = ["\n".join(wrap(run, len(labels) * WIDTH - 80, SMALL)) for run in runs] if len(runs) > 1 else []
+    width = max(len(labels), 2 if named else 1) * WIDTH if named or len(labels) > 1 else ALONE
+    columns = max(1, int((width - 40) // (max(map(_width, named), default=0) + 60)))
     lines = sum(max(name.count("\n") + 1 for name in named[first:first + columns])
                 for first in range(0, len(named), columns))
-    figure = new_figure(480 + lines * leading(SMALL), WIDTH if scores or named else 680, layout="constrained")
-    panels = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
+    figure = new_figure(480 + lines * leading(SMALL), width, layout="constrained")
+    panels = figure.subplots(1, len(labels), squeeze=False)[0]
     colours = COLOURS if len(runs) <= len(COLOURS) else colormaps["turbo"](np.linspace(0.05, 0.95, len(runs)))
-    for colour, rows in zip(colours, runs.values()):
-        _losses(panels[0], rows, colour, exact=len(runs) == 1)
+    for colour, rows, by_reward in zip(colours, runs.values(), rewarded):
+        if by_reward:
+            _steps(panels[int(lost)], rows, "reward", colour, exact=len(runs) == 1)
+        else:
+            _steps(panels[0], rows, "loss", colour, exact=len(runs) == 1)
+        _validation(panels[0], rows, colour)
         for place, name in enumerate(scores):
             steps, values = _series([row for row in rows if "epoch" in row], name)
             if len(steps):
-                panels[1].plot(steps, values, color=colour if named else COLOURS[place % len(COLOURS)], label=name,
-                               marker=MARKERS[place % len(MARKERS)], markersize=5)
-    panels[0].set_ylabel("loss")
-    if scores:
-        panels[1].set_ylabel("score on validation data")
-    for axes in panels:
+                panels[-1].plot(steps, values, color=colour if named else COLOURS[place % len(COLOURS)], label=name,
+                                marker=MARKERS[place % len(MARKERS)], markersize=5)
+    for axes, label in zip(panels, labels):
+        axes.set_ylabel(label)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -105,15 +113,19 @@ def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[end] - sums[first]) / (end - first)
 
 
-def _losses(axes: Axes, rows: Rows, colour: Any, exact: bool) -> None:
-    """The curves of a run; exact: how many steps the moving mean is of, which runs may differ in."""
-    steps, losses = _series([row for row in rows if "epoch" not in row], "loss")
+def _steps(axes: Axes, rows: Rows, name: str, colour: Any, exact: bool) -> None:
+    """A number of every step; exact: say how many steps the moving mean is of, which runs may differ in."""
+    steps, values = _series([row for row in rows if "epoch" not in row], name)
     if len(steps):
-        axes.plot(steps, losses, color=colour, linewidth=0.5, alpha=0.35)
-        window = max(1, len(losses) // 40)
+        axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.35)
+        window = max(1, len(values) // 40)
         mean = f"mean of {window} steps" if exact else "moving mean"
-        axes.plot(steps, moving_mean(losses, window), color=colour, linewidth=1.6,
+        axes.plot(steps, moving_mean(values, window), color=colour, linewidth=1.6,
                   label="training" + (f" ({mean})" if window > 1 or not exact else ""))
+
+
+def _validation(axes: Axes, rows: Rows, colour: Any) -> None:
+    """The losses of epochs."""
     for name in [name for name in _names(rows) if name.endswith("_loss")]:
         steps, losses = _series([row for row in rows if "epoch" in row], name)
         axes.plot(steps, losses, color=colour, linestyle="--", marker="o", markersize=4,

@@ -57,20 +57,21 @@ def options_of(args: argparse.Namespace, max_len: int) -> Options:
         max_len: where --max-len was not given.
 
     Raises:
-        InputError: as `Options`, and `as_typed`.
+        InputError: as `Options`, and `options_as_typed`.
     """
     given = {field.name: getattr(args, field.name) for field in fields(Options) if hasattr(args, field.name)}
     if given["max_len"] is None:
         given["max_len"] = max_len
     for name, none in (("forbidden", ()), ("required", ()), ("prefix", "")):
         given[name] = given.get(name) or none
-    with as_typed():
+    with options_as_typed():
         return Options(**given)
 
 
 @contextlib.contextmanager
-def as_typed() -> Iterator[None]:
-    """Within the block errors name options as a command line has them: ``--max-len 17``, not ``max_len=17``.
+def options_as_typed() -> Iterator[None]:
+    """Within the block errors name options as a command line has them: ``--max-len 17``, not ``max_len=17``. Those
+    that a message recommends too; all others `minivl.programs` names, where they stand with the value that was typed.
 
     Raises:
         InputError: in place of one from inside.

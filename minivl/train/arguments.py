@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from .plan import Plan
 
 # options that change nothing of what is computed (but for dropout), or only where or how: a resumed run may have others
 FREE = ("out", "resume", "json", "workers", "device", "time_limit", "compile", "accumulate", "checkpointing", "shard")
+
+
+LARGEST_SIDE = 4096  # pixels: 65,536 patches of 16; beyond it attention and its position table cannot be meant
 
 
 def add_memory(group: Any, blocks: str = "blocks") -> None:
@@ -73,14 +76,14 @@ def add_schedule(parser: argparse.ArgumentParser, *, of: str, epochs: int, warmu
 def add_run(parser: argparse.ArgumentParser) -> Any:
     """The group of the run, which is returned to be added to."""
     run = parser.add_argument_group("run")
-    run.add_argument("--out", type=run_folder, required=True, help="folder of the run")
+    run.add_argument("--out", type=folder, required=True, help="folder of the run")
     run.add_argument("--resume", action="store_true", help="continue the run in --out")
     run.add_argument("--shard", action="store_true", help="with torchrun: each process keeps a part of the weights")
     return run
 
 
-def run_folder(text: str) -> Path:
-    """The path of --out."""
+def folder(text: str) -> Path:
+    """The path of a folder that is written to, such as --out."""
     if not text.strip():
         raise argparse.ArgumentTypeError("name a folder")
     return Path(text)
@@ -91,6 +94,26 @@ def check_least(args: argparse.Namespace, least: Iterable[tuple[str, int]]) -> N
     for name, low in least:
         if (value := getattr(args, name)) is not None and value < low:
             raise InputError(f"--{name.replace('_', '-')} {value}: give {low} or more")
+
+
+def check_image_size(args: argparse.Namespace) -> None:
+    """Raise InputError for an --image-size that no model can be meant to take, before its position table is made."""
+    if args.image_size is not None and not 1 <= args.image_size <= LARGEST_SIDE:
+        raise InputError(f"--image-size {args.image_size}: give 1 or more, at most {LARGEST_SIDE} pixels a side")
+
+
+def check_idle(args: argparse.Namespace, said: Container[str]) -> None:
+    """Raise InputError for an option that the command line gives and that changes nothing; a recipe may know it for
+    runs in which it does.
+
+    Args:
+        args: the options.
+        said: those that the command line gives (see `programs.said`).
+    """
+    for names, other, value in ((("momentum",), "optimizer", "sgd"), (("factor", "period"), "schedule", "step")):
+        if getattr(args, other) != value and (idle := [name for name in names if name in said]):
+            raise InputError(f"--{idle[0]} changes nothing with --{other} {getattr(args, other)}: it is for --{other} "
+                             f"{value}")
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -111,6 +134,15 @@ def settings_of(args: argparse.Namespace, told: Any, free: Iterable[str] = ()) -
         told: JSON-able: labels, captions, a tokenizer.
         free: options that may change, beside `FREE`.
     """
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
-                if key not in (*FREE, *free)}
-    return {**settings, "data_hash": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}
+    return {**known_settings(args, free), "data_hash": hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}
+
+
+def known_settings(args: argparse.Namespace, free: Iterable[str] = ()) -> dict[str, Any]:
+    """Those of `settings_of` that are known before data is read: the options.
+
+    Args:
+        args: the options.
+        free: those that may change, beside `FREE`, or are filled in later.
+    """
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
+            if key not in (*FREE, *free)}

@@ -122,9 +122,11 @@ class CaptionTask:
                              "at least 1 and 2 are needed (CIDEr-D compares pictures)")
         check_references(val_captions)
         longest = model.config.decoder.max_len - 1  # a place for <BOS>
-        if beams < 1 or accumulate < 1 or not 1 <= max_len <= longest:
-            raise InputError(f"beams={beams} and accumulate={accumulate} must be at least 1, max_len={max_len} from 1 "
-                             f"to this decoder's {longest}")
+        for name, value in (("beams", beams), ("accumulate", accumulate), ("max_len", max_len)):
+            if value < 1:
+                raise InputError(f"{name}={value}: give 1 or more")
+        if max_len > longest:
+            raise InputError(f"max_len={max_len}: give at most {longest}, which this decoder has room for")
         device = model.decoder.embed.weight.device
         wishes(Options(beams=beams, max_len=max_len), model.config.decoder, tokenizer, device)  # as validation will
         if drop_tokens and not isinstance(encoder, ViTConfig):

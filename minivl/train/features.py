@@ -7,13 +7,13 @@ photo is computed anew.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -29,6 +29,7 @@ from ..errors import InputError, some
 from ..files import read_json, sha256, tensor_bytes, write_json
 from ..images import Preprocessing, preprocess
 from ..models.vit import ViT
+from .locks import locked
 from .loop import PRECISIONS, autocast
 
 # fields of a ViT's config that change no feature, or are told by another (norm_after_pool, by which tensors there are)
@@ -121,6 +122,36 @@ def hash_photos(photos: Sequence[Path] | Files | Members, progress: Progress | N
     return [sha256(photos[place]) for place in places]
 
 
+def check_closed(encoder: ViT, cache: str | os.PathLike[str], dtype: str, views: Iterable[Mapping[str, Any]]) -> None:
+    """Find before photos are read what would end the writing of their features.
+
+    Args:
+        encoder, cache, dtype: as of `compute_features`.
+        views: its flip or view, of each time it will be called.
+
+    Raises:
+        InputError: the cache is closed to writing, and holds nothing of this encoder and one of these views.
+    """
+    if os.access(cache, os.W_OK | os.X_OK) or not Path(cache).exists():
+        return
+    for how in views:
+        if not (Path(cache) / encoder_key(encoder, dtype, **{"flip": False, **how})).is_dir():
+            raise InputError("is closed to writing, and holds no features of this encoder: give another --features",
+                             source=cache)
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """An error of the system about the cache is one that names its folder and the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and folder not in Path(error.filename).parents and folder != Path(error.filename):
+            raise  # of a photo
+        raise InputError(f"features cannot be written here ({error.strerror}): give another --features",
+                         source=folder) from None
+
+
 def compute_features(encoder: ViT, photos: Sequence[Path] | Files | Members, cache: str | os.PathLike[str], *,
                      dtype: str = "bf16", flip: bool = False, view: View | None = None,
                      hashes: Sequence[str] | None = None, batch_size: int = 64, workers: int = 0,
@@ -143,7 +174,8 @@ def compute_features(encoder: ViT, photos: Sequence[Path] | Files | Members, cac
         `Features`; row i belongs to ``photos[i]``.
 
     Raises:
-        InputError: a photo that does not open, a dtype that is not known, or a view together with flip.
+        InputError: a photo that does not open, a dtype that is not known, a view together with flip, or a cache that
+            lacks features and cannot be written.
     """
     if dtype not in PRECISIONS:
         raise InputError(f"feature dtype {dtype!r}: give one of {some(PRECISIONS)}")
@@ -151,11 +183,12 @@ def compute_features(encoder: ViT, photos: Sequence[Path] | Files | Members, cac
         raise InputError("flip and view: a view has its own mirroring; give one of them")
     show = _Show(photos, encoder, flip, view)
     folder = Path(cache) / encoder_key(encoder, dtype, flip, view)
-    folder.mkdir(parents=True, exist_ok=True)
+    with _naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     hashes = hash_photos(photos, progress) if hashes is None else hashes
     shape = (encoder.config.n_tokens, encoder.config.width)
     file, index_file = folder / "rows.bin", folder / "rows.json"
-    with _locked(folder / "lock"):
+    with _naming(folder), locked(folder / "lock"):
         index = _read_index(index_file, file, shape[0] * shape[1] * PRECISIONS[dtype].itemsize)
         missing = {digest: place for place, digest in enumerate(hashes) if digest not in index}
         todo = list(missing.items())
@@ -252,20 +285,3 @@ def encode_images(encoder: ViT, images: Images, *, dtype: str = "bf16", batch_si
     encoder.eval()
     return torch.cat([_encode(encoder, images[list(range(start, min(start + batch_size, len(images))))], dtype)
                       for start in starts])
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time fills a cache; the lock goes with the process."""
-    with open(path, "w") as opened:
-        try:
-            import fcntl
-        except ImportError:  # Windows has none
-            logger.warning("%s: this system locks no files: let one program at a time fill this folder", path.parent)
-        else:
-            try:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("%s: another process is filling this folder, waiting for it", path.parent)
-                fcntl.flock(opened, fcntl.LOCK_EX)
-        yield

@@ -6,6 +6,7 @@ A run is a folder: ``checkpoint.safetensors`` (resume), ``best.safetensors`` and
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -101,22 +102,23 @@ def fit(model: nn.Module, task: Task, plan: Plan, *, out: str | os.PathLike[str]
         progress: tqdm-like: called with (iterable, total=, initial=, desc=).
 
     Raises:
-        InputError: the folder holds a run and resume is off, or none and it is on; settings that differ; a
-            file of the run that is damaged, or the checkpoint of a finished epoch that is missing;
-            a loss or gradient that is not finite (the last good checkpoint stays).
+        InputError: the folder holds a run and resume is off, or none and it is on; another process is training
+            there; settings that differ; a file of the run that is damaged, or the checkpoint of a finished epoch that
+            is missing; a loss or gradient that is not finite (the last good checkpoint stays).
         KeyboardInterrupt: Ctrl-C or SIGTERM, after saving a checkpoint of the last whole step (where it came
             while the weights were being changed, the checkpoint before stays). Several processes end the step that
             is under way, so that all stand at the same one; a second Ctrl-C stops one at once.
     """
-    training = _Training(model, task, plan, Run(Path(out)), settings, processes, wrap, compiled, resume)
-    if processes.first:
-        for name, text in (files or {}).items():
-            write_text(Path(out) / name, text)
-    with training.interrupts:
-        while training.state["epoch"] < plan.epochs:
-            if not training.rest_of_epoch(progress):
-                return
-            yield training.score()
+    with contextlib.closing(Run(Path(out))) as run:
+        training = _Training(model, task, plan, run, settings, processes, wrap, compiled, resume)
+        if processes.first:
+            for name, text in (files or {}).items():
+                write_text(Path(out) / name, text)
+        with training.interrupts:
+            while training.state["epoch"] < plan.epochs:
+                if not training.rest_of_epoch(progress):
+                    return
+                yield training.score()
 
 
 class _Training:
@@ -140,7 +142,17 @@ class _Training:
         self.stepper = Stepper(shared, task, plan, self.optimizer, processes)
         self.state = processes.first_then_all(lambda: run.open(self.told, resume, self.restore),
                                               lambda: run.follow(resume, self.restore))
+        if processes.first:
+            self.warn()
         self.started = self.begun = self.saved = time.monotonic()
+
+    def warn(self) -> None:
+        """Tell of rates that are hardly meant."""
+        if self.plan.warmup >= self.total:
+            logger.warning("warm-up: the learning rate rises for %d steps, and all epochs together have %d, so that it "
+                           "never comes down", self.plan.warmup, self.total)
+        if not self.plan.lr:
+            logger.warning("learning rate 0: no weight will change")
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Put a checkpoint back; returns the progress it was saved with."""

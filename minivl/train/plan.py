@@ -76,6 +76,10 @@ class Plan:
             if not low <= value <= high or math.isinf(value):
                 allowed = f"a number from {low} up" if high == math.inf else f"a number from {low} to {high}"
                 raise InputError(f"{name}={value}: give {allowed}")
+        for name in ("ema", "momentum"):
+            if getattr(self, name) == 1:
+                raise InputError(f"{name}={getattr(self, name)}: nothing of the past would ever be forgotten; give "
+                                 "less than 1")
         if self.encoder_lr is not None and not (0 <= self.encoder_lr < math.inf and self.lr):
             raise InputError(f"encoder_lr={self.encoder_lr}: give a number from 0 up, beside an lr above 0 (which is "
                              f"{self.lr})")

@@ -157,7 +157,7 @@ class SelfCriticalTask:
         if len(images) != views * len(rewards):
             raise InputError(f"{len(images)} pictures in {views} versions, rewards of {len(rewards)}: as many are "
                              "needed")
-        self.scored, self.cut = scored, scored.cut
+        self.scored, self.cut = scored, None  # no captions are read, which could be cut
         self._model, self._tokenizer, self._rewards = model, model.tokenizer, rewards
         self._remember, self._samples, self._leave_one_out = remember, samples, baseline == "leave-one-out"
         self._dropout, self._accumulate, self._precision, self._seed = dropout, accumulate, precision, seed

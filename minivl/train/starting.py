@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..errors import InputError
-from ..loading import create, load, resize
+from ..errors import InputError, counted, some
+from ..loading import create, load, not_finite, resize
 from ..models.captioner import Captioner, CaptionerConfig
 from ..models.clip import CLIP, CLIPConfig, TextConfig
 from ..models.decoder import DecoderConfig
@@ -30,6 +31,7 @@ def load_start(args: argparse.Namespace) -> Captioner | CLIP:
     """The model of --init, with the dropout and image size of the command line; --max-len is settled by its room."""
     loaded = load(args.init, image_size=args.image_size).float()
     kind: type[Captioner] | type[CLIP] = CLIP if args.objective == "contrastive" else Captioner
+    check_finite(loaded, args.init)
     if not isinstance(loaded, kind):
         raise InputError(f"is no {'captioner' if kind is Captioner else 'image-text pair'}, which --init with "
                          f"--objective {args.objective} starts from; an encoder alone is for --encoder",
@@ -40,7 +42,8 @@ def load_start(args: argparse.Namespace) -> Captioner | CLIP:
     part = loaded.decoder.config if isinstance(loaded, Captioner) else loaded.text.config
     room = part.max_len - 1
     if args.max_len is not None and args.max_len > room:
-        raise InputError(f"--max-len {args.max_len}: it has room for {room} tokens", source=args.init)
+        raise InputError(f"--max-len {args.max_len}: it has room for {room} tokens, give at most that",
+                         source=args.init)
     args.max_len = min(NEW["max_len"], room) if args.max_len is None else args.max_len
     tower_of(loaded, args.init)
     told: dict[str, Any] = {"tokenizer": loaded.tokenizer, "preprocessing": loaded.preprocessing}
@@ -54,6 +57,13 @@ def load_start(args: argparse.Namespace) -> Captioner | CLIP:
         model = CLIP(replace(loaded.config, text=replace(loaded.config.text, **rate)), notes=notes, **told)
     model.load_state_dict(loaded.state_dict())
     return model
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """Raise InputError, naming the file, for weights that no training could start from: nan or infinite ones."""
+    if strange := not_finite(model):
+        raise InputError(f"{counted(len(strange), 'tensor')} with nan or infinite values, from which nothing can be "
+                         f"trained: {some(strange, 4)}; give other weights", source=source)
 
 
 def tower_of(loaded: ViT | Captioner | CLIP, source: str) -> ViT:
@@ -81,6 +91,7 @@ def build_encoder(args: argparse.Namespace, start: Captioner | CLIP | None) -> V
             tower_of(loaded, args.encoder).reset_parameters()  # a random table is drawn, not resized
     else:
         loaded = load(args.encoder, image_size=args.image_size).float()  # whatever it is stored in
+        check_finite(loaded, args.encoder)
     encoder = tower_of(loaded, args.encoder)
     if start is not None:
         encoder = copy.deepcopy(encoder)
