@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from eval import consensus
 from eval.caption import parse
 from minivl import programs
 from minivl.data.scenes import scene
@@ -112,8 +113,10 @@ def test_the_examples_of_the_docs_run(capsys: pytest.CaptureFixture[str]) -> Non
         exec(block, space)
     assert capsys.readouterr().out.count("ok  ") == 8
     assert all("and" not in space["captioner"].tokenizer.decode(found[0].ids).split()[:3] for found in space["found"])
-    commands = [shlex.split(line)[3:] for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    commands = [shlex.split(line)[2:] for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
                 for line in block.splitlines()]
-    assert len(commands) == 4 and all(parse(command).beams in (3, 5) for command in commands)
+    assert [parse(argv).beams for program, *argv in commands if program == "eval.caption"] == [5, 5, 3, 3, 30]
+    chosen = [consensus.parse(argv) for program, *argv in commands if program != "eval.caption"]
+    assert len(chosen) == 1 and chosen[0].candidates == [parse(commands[-2][1:]).out]  # what the line before wrote
     options = {field.name for field in fields(Options)}
     assert options <= set(re.findall(r"`(\w+)`", text))
