@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None) -> None:
     names: dict[Key, Key] = {}  # as --format has them -> as the candidates have them
     for key in found:
         name = (key if isinstance(key, int) and args.format != "course"
-                else key_of(str(key), args.format, args.candidates[0]))
+                else key_of(str(key), args.format, f"{args.candidates[0]}: {key!r}"))
         if name in names:
             raise InputError(f"{names[name]!r} and {key!r} would both be {name!r} in {args.out}: rename one",
                              source=args.candidates[0])

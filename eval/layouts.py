@@ -46,7 +46,7 @@ def key_of(stem: str, layout: str, source: str | Path) -> Key:
         return stem
     number = NUMBER.fullmatch(stem)
     if number is None:
-        raise InputError(f"{stem!r} has no number in its name, which --format coco needs (as 000000397133.jpg has); "
+        raise InputError("has no number in its name, which --format coco needs (as 000000397133.jpg has); "
                          "--format course takes any name", source=source)
     return int(number[1])
 

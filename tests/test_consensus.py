@@ -135,7 +135,7 @@ def test_bad_input(tmp_path: Path) -> None:
             ((single, "--out", out), f"{single}: has one caption per image, there is nothing to choose from"),
             ((several, apart, "--out", out), f"{apart}: is not of the same images as {several}: 2 are in one of them "
                                              "only ('b', 'c')"),
-            ((several, "--out", out, "--format", "coco"), f"{several}: 'a' has no number in its name"),
+            ((several, "--out", out, "--format", "coco"), f"{several}: 'a': has no number in its name"),
             ((same, "--out", out, "--format", "coco"), f"{same}: '7' and '07' would both be 7 in {out}"),
             ((several, "--out", several), f"--out {several}: it would replace what is read"),
             ((several, "--out", out, "--df", single), f"{single}: "),
