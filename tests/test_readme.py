@@ -122,9 +122,18 @@ def test_every_program_of_the_table_has_help(tmp_path: Path) -> None:
         run(["python", *parts, "--help"], tmp_path)
 
 
-def test_linked_files_exist() -> None:
-    for path in re.findall(r"\]\(([^)]+)\)", README):
-        assert (ROOT / path).is_file(), path
+def test_linked_files_and_sections_exist() -> None:
+    checked = 0
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            path, _, section = link.partition("#")
+            file = page.parent / path if path else page
+            assert file.is_file(), (page, link)
+            heads = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE) if section else []
+            anchors = [re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads]  # as repositories do
+            assert not section or section in anchors, (page, link)
+            checked += bool(section)
+    assert checked >= 3
 
 
 def test_a_second_make_installs_nothing(tmp_path: Path) -> None:
