@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -442,3 +443,14 @@ def test_mistakes(tmp_path: Path) -> None:
     model.preprocessing = None
     with pytest.raises(InputError, match="preprocessing"):
         cached(tmp_path, model, files)
+
+
+def test_an_error_of_the_system_is_the_caches_only_where_it_is(tmp_path: Path) -> None:
+    for error, told in ((OSError(errno.ENOSPC, "No space left on device"), "cache: .*No space left.*--features"),
+                        (OSError(errno.EIO, "Input/output error", str(tmp_path / "cache/x/rows")), "cache: .*Input"),
+                        (OSError(errno.EIO, "Input/output error", str(tmp_path / "photo.jpg")), None),
+                        (OSError("image file is truncated"), None)):
+        with pytest.raises(OSError if told is None else InputError, match=told) as caught, \
+                features._naming(tmp_path / "cache"):
+            raise error
+        assert (caught.value is error) == (told is None)

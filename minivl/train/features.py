@@ -146,7 +146,8 @@ def _naming(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None and folder not in Path(error.filename).parents and folder != Path(error.filename):
+        named = error.filename is not None
+        if error.errno is None or (named and folder not in (Path(error.filename), *Path(error.filename).parents)):
             raise  # of a photo
         raise InputError(f"features cannot be written here ({error.strerror}): give another --features",
                          source=folder) from None
