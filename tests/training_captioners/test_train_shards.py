@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 from shard_files import tar
-from test_train_p2 import (PAIR, data, frozen, frozen_pair, mistake, one_thread, options, scst,  # noqa: F401
-                           step_losses, story, train)
+from small_runs import PAIR, mistake, options, scst, step_losses, story, train
 
 from minivl.data.captions import read_captions
 from minivl.errors import InputError
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 @pytest.fixture(scope="session")
-def shards(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def shards(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The photos of train.json in train-0.tar and train-1.tar, those of val.json in val.tar, with their captions."""
     path = tmp_path_factory.mktemp("shards")
 
@@ -46,7 +45,7 @@ def of_shards(shards: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["caption", "contrastive", "scst", "frozen"])
-def test_shards_train_as_their_photos_do(data: Path, frozen: Path, frozen_pair: Path, shards: Path,  # noqa: F811
+def test_shards_train_as_their_photos_do(data: Path, frozen: Path, frozen_pair: Path, shards: Path,
                                          tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit; with captions in the shards or by name, read by workers or not; frozen features are those of the
     folder, and not computed again."""
@@ -65,7 +64,7 @@ def test_shards_train_as_their_photos_do(data: Path, frozen: Path, frozen_pair: 
 
 
 @pytest.mark.parametrize("freeze", [None, True])
-def test_stopped_in_an_epoch_of_shards(data: Path, shards: Path, tmp_path: Path, freeze: bool | None,  # noqa: F811
+def test_stopped_in_an_epoch_of_shards(data: Path, shards: Path, tmp_path: Path, freeze: bool | None,
                                        monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"freeze_encoder": freeze, "views": 3 if freeze else None, **of_shards(shards), "workers": 1}
     train(data, tmp_path / "whole", **changes)
@@ -87,7 +86,7 @@ def test_stopped_in_an_epoch_of_shards(data: Path, shards: Path, tmp_path: Path,
 
 @pytest.mark.parametrize("freeze", [None, True])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_member_that_does_not_decode(data: Path, shards: Path, tmp_path: Path, freeze: bool | None,  # noqa: F811
+def test_a_member_that_does_not_decode(data: Path, shards: Path, tmp_path: Path, freeze: bool | None,
                                        workers: int) -> None:
     photo = (data / "photos" / "3.jpg").read_bytes()
     file = tar(tmp_path / "bad.tar", [("a.jpg", photo), ("a.txt", b"a dog"), ("b.jpg", photo[:len(photo) // 3]),
@@ -99,7 +98,7 @@ def test_a_member_that_does_not_decode(data: Path, shards: Path, tmp_path: Path,
     assert told.startswith(f"{file}: b.jpg: ") and "Traceback" not in told and "\n" not in told
 
 
-def test_shards_that_are_wrong(data: Path, shards: Path, tmp_path: Path,  # noqa: F811
+def test_shards_that_are_wrong(data: Path, shards: Path, tmp_path: Path,
                                capsys: pytest.CaptureFixture[str]) -> None:
     """All of it is found before any work, and nothing is left behind."""
     whole = (shards / "train-0.tar").read_bytes()
@@ -122,7 +121,7 @@ def test_shards_that_are_wrong(data: Path, shards: Path, tmp_path: Path,  # noqa
     assert not (tmp_path / "one").exists()
 
 
-def test_a_worker_that_dies(data: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+def test_a_worker_that_dies(data: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                             ) -> None:
     real = Photos.__getitem__
 
