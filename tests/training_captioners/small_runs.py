@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,22 @@ def options(data: Path, out: Path, /, **changes: Any) -> list[str]:
 
 def train(data: Path, out: Path, /, **changes: Any) -> None:
     train_p2.main(options(data, out, **changes))
+
+
+@contextlib.contextmanager
+def stops_at(task: Any, number: int) -> Iterator[list[None]]:
+    """Within it the loss of this step raises what Ctrl-C raises; gives a list that grows by one with every loss."""
+    loss, losses = task.loss, []
+
+    def stopping(*args: Any) -> Any:
+        losses.append(None)
+        if len(losses) == number:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(task, "loss", stopping)
+        yield losses
 
 
 def story(folder: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 import tiny_run
 import torch
 from PIL import Image
-from small_runs import LEFT, PAIR, scst, step_losses, story, train, weights
+from small_runs import LEFT, PAIR, scst, step_losses, stops_at, story, train, weights
 
 import minivl
 import train_p2
@@ -55,27 +55,15 @@ def test_saved_scores_are_those_of_the_saved_weights(data: Path, frozen: Path) -
     assert found.signature == model.notes["scores"]["signature"]
 
 
-def test_stopped_and_resumed_is_the_same_run(data: Path, frozen: Path, tmp_path: Path,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = CaptionTask.loss, []
-
-    def stopping(task: CaptionTask, *args: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return real(task, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(CaptionTask, "loss", stopping)
+def test_stopped_and_resumed_is_the_same_run(data: Path, frozen: Path, tmp_path: Path) -> None:
+    with stops_at(CaptionTask, 5) as losses:
         with pytest.raises(KeyboardInterrupt):
             train(data, tmp_path / "one")
-    assert story(tmp_path / "one") == story(frozen)[:5]
-    # where run and features lie and how it is watched does not matter
-    (tmp_path / "one").rename(tmp_path / "two")
-    with monkeypatch.context() as patched:
-        patched.setattr(CaptionTask, "loss", stopping)
+        assert story(tmp_path / "one") == story(frozen)[:5]
+        # where run and features lie and how it is watched does not matter
+        (tmp_path / "one").rename(tmp_path / "two")
         train(data, tmp_path / "two", resume=True, features=tmp_path / "others", workers=1, json=True)
-    assert len(calls) == 7  # the fifth that was stopped, again, and the last one
+    assert len(losses) == 7  # the fifth that was stopped, again, and the last one
     assert story(tmp_path / "two") == story(frozen)
     for name in ("best", "last"):
         one, two = (weights(folder, name).state_dict() for folder in (frozen, tmp_path / "two"))
@@ -128,19 +116,9 @@ def test_mirrored_while_the_encoder_learns(data: Path, frozen: Path, frozen_pair
     train(data, tmp_path / "mirrored", **changes, mirror=True)
     assert step_losses(tmp_path / "plain") != step_losses(tmp_path / "mirrored")
     task: Any = {"caption": CaptionTask, "contrastive": ContrastTask, "scst": SelfCriticalTask}[objective]
-    loss, calls = task.loss, []
-
-    def stops(*args: Any) -> Any:
-        calls.append(None)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return loss(*args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(task, "loss", stops)
-        with pytest.raises(KeyboardInterrupt):
-            train(data, tmp_path / "parts", **changes, mirror=True)
-    assert calls == [None, None]
+    with stops_at(task, 2) as losses, pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "parts", **changes, mirror=True)
+    assert len(losses) == 2
     train(data, tmp_path / "parts", **changes, mirror=True, resume=True)
     assert story(tmp_path / "parts") == story(tmp_path / "mirrored")
     assert shown == ([[data / "photos" / f"{number}.jpg" for number in range(8)]] * 4 if objective == "scst" else [])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny_run
 import torch
-from small_runs import LEFT, PAIR, RECALLS, SCENES, mistake, options, pair_of, story, train
+from small_runs import LEFT, PAIR, RECALLS, SCENES, mistake, options, pair_of, stops_at, story, train
 
 import minivl
 import train_p2
@@ -67,18 +67,8 @@ def test_saved_recalls_are_those_of_the_saved_pair(data: Path, frozen_pair: Path
 
 
 def test_a_stopped_pair_is_resumed_as_the_same_run(data: Path, frozen_pair: Path, tmp_path: Path,
-                                                   monkeypatch: pytest.MonkeyPatch,
                                                    capsys: pytest.CaptureFixture[str]) -> None:
-    real, calls = ContrastTask.loss, []
-
-    def stopping(task: ContrastTask, *args: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(task, *args)
-
-    monkeypatch.setattr(ContrastTask, "loss", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with stops_at(ContrastTask, 4), pytest.raises(KeyboardInterrupt):
         train(data, tmp_path / "one", **PAIR)
     assert story(tmp_path / "one") == story(frozen_pair)[:4]
     train(data, tmp_path / "one", resume=True, **PAIR)

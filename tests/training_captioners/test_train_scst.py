@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny_run
 import torch
-from small_runs import LEFT, SCENES, SCST, coco, mistake, options, scst, story, train, weights
+from small_runs import LEFT, SCENES, SCST, coco, mistake, options, scst, stops_at, story, train, weights
 
 import minivl
 import train_p2
@@ -39,21 +39,10 @@ def test_self_critical_runs(data: Path, frozen: Path, tmp_path: Path, changes: d
     assert model.notes["init"] == str(frozen / "best.safetensors") and model.notes["scores"]["cider_d"] >= 0
 
 
-def test_self_critical_stopped_and_resumed(data: Path, frozen: Path, tmp_path: Path,
-                                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_critical_stopped_and_resumed(data: Path, frozen: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "whole", **scst(frozen))
-    real, calls = SelfCriticalTask.loss, []
-
-    def stops(*args: Any) -> Any:
-        calls.append(None)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SelfCriticalTask, "loss", stops)
-        with pytest.raises(KeyboardInterrupt):
-            train(data, tmp_path / "parts", **scst(frozen))
+    with stops_at(SelfCriticalTask, 5), pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "parts", **scst(frozen))
     train(data, tmp_path / "parts", resume=True, **scst(frozen))
     assert story(tmp_path / "parts") == story(tmp_path / "whole")
 

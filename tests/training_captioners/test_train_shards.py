@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from shard_files import tar
-from small_runs import PAIR, mistake, options, scst, step_losses, story, train
+from small_runs import PAIR, mistake, options, scst, step_losses, stops_at, story, train
 
 from minivl.data.captions import read_captions
 from minivl.errors import InputError
@@ -64,22 +64,11 @@ def test_shards_train_as_their_photos_do(data: Path, frozen: Path, frozen_pair: 
 
 
 @pytest.mark.parametrize("freeze", [None, True])
-def test_stopped_in_an_epoch_of_shards(data: Path, shards: Path, tmp_path: Path, freeze: bool | None,
-                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_in_an_epoch_of_shards(data: Path, shards: Path, tmp_path: Path, freeze: bool | None) -> None:
     changes = {"freeze_encoder": freeze, "views": 3 if freeze else None, **of_shards(shards), "workers": 1}
     train(data, tmp_path / "whole", **changes)
-    real, calls = CaptionTask.loss, []
-
-    def stops(*args: Any) -> Any:
-        calls.append(None)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(CaptionTask, "loss", stops)
-        with pytest.raises(KeyboardInterrupt):
-            train(data, tmp_path / "parts", **changes)
+    with stops_at(CaptionTask, 5), pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "parts", **changes)
     train(data, tmp_path / "parts", **changes, resume=True)
     assert story(tmp_path / "parts") == story(tmp_path / "whole")
 
